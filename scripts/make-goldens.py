@@ -1,0 +1,175 @@
+"""Writes test/fixtures/qwen2vl: a tiny random Qwen2-VL and what Hugging Face transformers computes with it.
+
+Run:  python3 scripts/make-goldens.py        (needs torch, transformers and safetensors; versions go to versions.json)
+
+Files
+  config.json, generation_config.json, model.safetensors   the model, as transformers saves it
+  goldens.safetensors    pixels, ids, M-RoPE positions, vision features, input embeddings, logits and per-token logprobs per case
+  gradients.safetensors  d(loss) / d(parameter) of case "group": loss = sum_t weights_t * logprob_t over both completions
+  mrope.json             ids, grids, positions and next position of more layouts (odd grids, several media, text only)
+"""
+
+import json
+import platform
+from pathlib import Path
+
+import safetensors
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+OUT = Path(__file__).resolve().parent.parent / "test" / "fixtures" / "qwen2vl"
+IMAGE, VIDEO, START, END, EOS = 90, 91, 92, 93, [94, 95]
+MERGE = 2
+
+torch.manual_seed(20)
+torch.set_num_threads(1)
+
+
+def build():
+    config = Qwen2VLConfig(
+        text_config=dict(
+            vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=512, rms_norm_eps=1e-6, bos_token_id=94, eos_token_id=95,
+            rope_parameters=dict(rope_theta=10000.0, rope_type="default", mrope_section=[2, 3, 3]),
+        ),
+        vision_config=dict(
+            depth=2, embed_dim=24, hidden_size=32, mlp_ratio=2, num_heads=2, in_channels=3, patch_size=4,
+            spatial_merge_size=MERGE, temporal_patch_size=2,
+        ),
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END,
+        tie_word_embeddings=False, bos_token_id=94, eos_token_id=95,
+    )
+    model = Qwen2VLForConditionalGeneration(config).float().eval()
+    with torch.no_grad():  # large enough that every part (attention, biases, norms) moves the result
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.copy_((1.0 if "norm" in name or "ln_q" in name else 0.0) + 0.3 * torch.randn_like(p)) if "bias" not in name else p.copy_(0.3 * torch.randn_like(p))
+            else:
+                fan_in = p[0].numel()
+                p.copy_(torch.randn_like(p) * (1.0 if "embed_tokens" in name else 1.3 / fan_in**0.5))
+    model.generation_config = GenerationConfig(bos_token_id=94, eos_token_id=EOS, pad_token_id=94, do_sample=False)
+    return model
+
+
+def media(kind, grid):
+    t, h, w = grid
+    token = IMAGE if kind == "image" else VIDEO
+    return [START] + [token] * (t * h * w // MERGE**2) + [END]
+
+
+def text(n, generator):
+    return torch.randint(0, 90, (n,), generator=generator).tolist()
+
+
+def layout(parts, seed):
+    """parts: numbers are text runs, ("image" | "video", grid) are media. Returns ids and the grids of each kind."""
+    g = torch.Generator().manual_seed(seed)
+    ids, grids = [], {"image": [], "video": []}
+    for part in parts:
+        if isinstance(part, int):
+            ids += text(part, g)
+        else:
+            ids += media(*part)
+            grids[part[0]].append(part[1])
+    return ids, grids
+
+
+def inputs(ids, grids, pixels):
+    ids = torch.tensor([ids])
+    out = dict(input_ids=ids, mm_token_type_ids=((ids == IMAGE).int() + 2 * (ids == VIDEO).int()))
+    for kind, key, grid_key in (("image", "pixel_values", "image_grid_thw"), ("video", "pixel_values_videos", "video_grid_thw")):
+        if grids[kind]:
+            out[key] = torch.cat(pixels[kind])
+            out[grid_key] = torch.tensor(grids[kind])
+    return out
+
+
+def positions_of(model, ids, grids):
+    if not grids["image"] and not grids["video"]:
+        return torch.arange(len(ids)).expand(3, -1)
+    batch = inputs(ids, grids, {k: [torch.zeros(1)] * len(v) for k, v in grids.items()})
+    return model.model.get_rope_index(
+        batch["input_ids"], batch["mm_token_type_ids"], image_grid_thw=batch.get("image_grid_thw"),
+        video_grid_thw=batch.get("video_grid_thw"),
+    )[0][:, 0]
+
+
+def random_pixels(grids, seed):
+    g = torch.Generator().manual_seed(seed)
+    return {k: [torch.randn(t * h * w, 3 * 2 * 4 * 4, generator=g) for t, h, w in v] for k, v in grids.items()}
+
+
+CASES = {  # prompt layout; completions of 5 and 8 tokens follow in case "group"
+    "group": [4, ("video", (2, 4, 6)), 3, ("image", (1, 4, 4)), 5],
+    "image": [2, ("image", (1, 2, 6)), 1, ("image", (1, 6, 4)), 6],
+    "video": [1, ("video", (3, 2, 2)), 4],
+    "text": [11],
+}
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    model = build()
+    model.save_pretrained(OUT)
+    gold, mrope = {}, []
+    for seed, (name, parts) in enumerate(CASES.items(), start=1):
+        ids, grids = layout(parts, seed)
+        pixels = random_pixels(grids, 100 + seed)
+        positions = positions_of(model, ids, grids)
+        gold[f"{name}.ids"] = torch.tensor(ids, dtype=torch.int32)
+        gold[f"{name}.positions"] = positions.to(torch.int32)
+        for kind in ("image", "video"):
+            for i, (grid, p) in enumerate(zip(grids[kind], pixels[kind])):
+                gold[f"{name}.{kind}{i}.grid"] = torch.tensor(grid, dtype=torch.int32)
+                gold[f"{name}.{kind}{i}.pixels"] = p
+        grabbed = {}
+        hook = model.model.language_model.register_forward_pre_hook(
+            lambda m, a, kw: grabbed.update(embeddings=kw["inputs_embeds"][0]), with_kwargs=True
+        )
+        completions = [text(5, torch.Generator().manual_seed(7)) + [EOS[0]], text(7, torch.Generator().manual_seed(8)) + [EOS[1]]]
+        rows = completions if name == "group" else [text(4, torch.Generator().manual_seed(9))]
+        loss = 0.0
+        for i, completion in enumerate(rows):
+            with torch.set_grad_enabled(name == "group"):
+                out = model(**inputs(ids + completion, grids, pixels), use_cache=False)
+            logits = out.logits[0]
+            target = torch.tensor(completion)
+            logprobs = logits[len(ids) - 1 : -1].log_softmax(-1).gather(-1, target[:, None])[:, 0]
+            gold[f"{name}.completion{i}"] = target.to(torch.int32)
+            gold[f"{name}.logits{i}"] = logits.detach().clone()
+            gold[f"{name}.logprobs{i}"] = logprobs.detach().clone()
+            if name == "group":
+                weights = torch.randn(len(completion), generator=torch.Generator().manual_seed(30 + i))
+                gold[f"{name}.weights{i}"] = weights
+                loss = loss + (weights * logprobs).sum()
+        hook.remove()
+        gold[f"{name}.embeddings"] = grabbed["embeddings"][: len(ids)].detach().clone()
+        features = [model.model.visual(p, grid_thw=torch.tensor([grid])).pooler_output
+                    for kind in ("image", "video") for grid, p in zip(grids[kind], pixels[kind])]
+        if features:  # images first, then videos
+            gold[f"{name}.features"] = torch.cat(features).detach().clone()
+        if name == "group":
+            loss.backward()
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+            gold["group.loss"] = loss.detach().reshape(1)
+
+    more = [
+        [3, ("image", (1, 2, 2)), 2], [("video", (5, 6, 2)), 1], [1, ("image", (1, 10, 2)), 3, ("video", (4, 2, 6)), 2],
+        [2, ("video", (2, 4, 4)), ("video", (1, 2, 8)), 4, ("image", (1, 4, 2)), 1], [7], [1, ("video", (8, 2, 2)), 1],
+    ]
+    for seed, parts in enumerate(more, start=40):
+        ids, grids = layout(parts, seed)
+        positions = positions_of(model, ids, grids)
+        mrope.append(dict(ids=ids, images=grids["image"], videos=grids["video"], positions=positions.tolist(), next=int(positions.max()) + 1))
+
+    save_file({k: v.contiguous() for k, v in gold.items()}, OUT / "goldens.safetensors")
+    save_file({k: v.contiguous() for k, v in gradients.items()}, OUT / "gradients.safetensors")
+    tokens = dict(imageToken=IMAGE, videoToken=VIDEO, visionStart=START, visionEnd=END, merge=MERGE)
+    (OUT / "mrope.json").write_text(json.dumps(dict(tokens=tokens, cases=mrope)) + "\n")
+    versions = dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__, safetensors=safetensors.__version__)
+    (OUT / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+main()

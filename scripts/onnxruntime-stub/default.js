@@ -1,0 +1,3 @@
+import * as common from "onnxruntime-common";
+
+export default { ...common, listSupportedBackends: () => [] };

@@ -1,0 +1,282 @@
+/**
+ * Every knob of Grove, declared, described and defaulted once. YAML files, `--set`, the code and the logs use these names;
+ * docs/config.md is generated from this file. Source of a default in brackets: [seed] = TencentARC/SEED-Bench-R1, [HF] = transformers.
+ */
+
+import { z } from "zod";
+
+const positive = () => z.number().int().positive();
+const fraction = () => z.number().min(0).max(1);
+
+const dataSource = z.strictObject({
+  file: z.string().meta({ description: "JSONL file of records." }),
+  mediaRoot: z
+    .string()
+    .optional()
+    .meta({ description: "Folder that media paths are relative to; default: the file's folder." }),
+  format: z.enum(["seed-bench-r1", "seed-bench-r1-sft", "generic"]).meta({
+    description:
+      "Record layout: the seed's questions (training and validation), the seed's SFT records with a chain of thought, or plain records with question, options, answer, video, image.",
+  }),
+  limit: positive().optional().meta({ description: "Use only the first n records." }),
+});
+
+const model = z.strictObject({
+  path: z
+    .string()
+    .meta({
+      description: "Hugging Face folder: config.json, tokenizer, processor and (unless init is random) safetensors.",
+    }),
+  init: z.enum(["pretrained", "random"]).default("pretrained").meta({
+    description: "Read the weights, or draw them from N(0, initializer_range) with the run's seed.",
+  }),
+  freezeVision: z.boolean().default(false).meta({ description: "Keep the vision tower as it is [seed: trained]." }),
+  recompute: z.enum(["none", "layer"]).default("none").meta({
+    description:
+      "none keeps each layer's graph for its backward; layer keeps its input only and runs it again: less memory, one more forward.",
+  }),
+});
+
+const data = z.strictObject({
+  train: z.array(dataSource).default([]).meta({ description: "Training questions; several files are joined." }),
+  eval: z
+    .record(z.string(), dataSource)
+    .default({})
+    .meta({ description: "Evaluation sets by level, e.g. L1, L2, L3." }),
+  fps: z.number().positive().default(2).meta({ description: "Frames sampled per second of video [seed]." }),
+  minFrames: positive().default(4).meta({ description: "Fewest frames per video [seed]." }),
+  maxFrames: positive().default(16).meta({ description: "Most frames per video [seed]." }),
+  minPixels: positive()
+    .default(3136)
+    .meta({ description: "Fewest pixels of a resized picture, when no fixed size is set [Qwen2-VL]." }),
+  maxPixels: positive()
+    .default(12845056)
+    .meta({ description: "Most pixels of a resized picture, when no fixed size is set [Qwen2-VL]." }),
+  resizedHeight: positive()
+    .optional()
+    .meta({ description: "Fixed height in pixels, rounded to a multiple of patch x merge [seed: 256, hence 252]." }),
+  resizedWidth: positive().optional().meta({ description: "Fixed width in pixels [seed: 256, hence 252]." }),
+  maxPromptTokens: positive()
+    .default(8192)
+    .meta({
+      description: "A longer prompt is a bad sample; media tokens are never cut [seed: 8192, cut on the left].",
+    }),
+  onBadSample: z
+    .enum(["error", "skip"])
+    .default("error")
+    .meta({ description: "A broken video or record stops the run, or is counted, logged and skipped." }),
+  maxBadSamples: z
+    .number()
+    .int()
+    .nonnegative()
+    .default(100)
+    .meta({ description: "With skip: more bad samples than this stop the run." }),
+  workers: z.number().int().positive().default(2).meta({ description: "Threads that decode and resize media." }),
+  prefetch: z.number().int().nonnegative().default(2).meta({ description: "Steps whose prompts are prepared ahead." }),
+  cacheDir: z.string().default("cache/frames").meta({ description: "Folder of decoded frames (uint8)." }),
+  cacheGib: z
+    .number()
+    .nonnegative()
+    .default(8)
+    .meta({ description: "Size limit of that folder in GiB, oldest use dropped first; 0 = no cache." }),
+});
+
+const rollout = z.strictObject({
+  groupSize: z.number().int().min(2).default(8).meta({ description: "Completions per question, G [seed: 8]." }),
+  maxNewTokens: positive().default(256).meta({ description: "Longest completion in tokens [seed: 256]." }),
+  temperature: z.number().positive().default(1).meta({ description: "Divides the logits before sampling [seed: 1]." }),
+  topK: z
+    .number()
+    .int()
+    .nonnegative()
+    .default(0)
+    .meta({
+      description: "Sample among the k likeliest tokens; 0 = all [seed: 50, by Hugging Face's hidden default].",
+    }),
+  topP: fraction()
+    .default(1)
+    .meta({ description: "Sample among the likeliest tokens that hold this probability; 1 = all [seed: 1]." }),
+  maxConcurrent: positive().default(256).meta({ description: "Most completions decoded at the same time." }),
+});
+
+const rewardFunction = z.strictObject({
+  name: z.string().meta({ description: "accuracy, format, or any name for a module of your own." }),
+  path: z
+    .string()
+    .optional()
+    .meta({ description: "A TS or JS module whose default export is an async reward function." }),
+  weight: z.number().default(1).meta({ description: "Factor in the sum of rewards." }),
+  timeoutS: z
+    .number()
+    .positive()
+    .default(60)
+    .meta({ description: "A call of a module of your own that takes longer stops the run." }),
+});
+
+const trainer = z.strictObject({
+  steps: positive().optional().meta({ description: "Updates to make; default: epochs over the data." }),
+  epochs: z
+    .number()
+    .positive()
+    .default(1)
+    .meta({ description: "Passes over the data when steps is not set [seed: 1]." }),
+  questionsPerStep: positive()
+    .default(8)
+    .meta({ description: "Questions (GRPO) or records (SFT) per update [seed: 8 GPUs x 1]." }),
+  iterations: positive()
+    .default(1)
+    .meta({ description: "Updates made from one batch of completions, mu; above 1 the ratio is clipped [seed: 1]." }),
+  klCoef: z
+    .number()
+    .nonnegative()
+    .default(0.1)
+    .meta({ description: "Weight of the KL penalty, beta; 0 keeps no reference in memory [seed: 0.1]." }),
+  klClamp: z
+    .number()
+    .positive()
+    .default(11)
+    .meta({ description: "The log-ratio to the reference is clamped to +- this [seed: 11]." }),
+  epsLow: fraction()
+    .default(0.2)
+    .meta({ description: "Lower clip of the ratio, used when iterations > 1 [TRL: 0.2]." }),
+  epsHigh: z
+    .number()
+    .nonnegative()
+    .default(0.2)
+    .meta({ description: "Upper clip of the ratio, used when iterations > 1 [TRL: 0.2]." }),
+  advantageEps: z
+    .number()
+    .nonnegative()
+    .default(1e-4)
+    .meta({ description: "Added to the group's standard deviation [seed: 1e-4]." }),
+  lossAggregation: z.enum(["sequence", "token"]).default("sequence").meta({
+    description:
+      "sequence: mean over a completion's tokens, then over completions [seed]; token: mean over all tokens of the batch.",
+  }),
+  sharedPrefix: z
+    .boolean()
+    .default(true)
+    .meta({ description: "Compute each prompt once per group; false: once per completion, the plain path." }),
+  tokensPerPack: positive()
+    .default(8192)
+    .meta({ description: "Token budget of one forward and backward pass; a larger group makes a pack of its own." }),
+  saveEvery: z
+    .number()
+    .int()
+    .nonnegative()
+    .default(100)
+    .meta({ description: "Steps between checkpoints; 0 = only at the end." }),
+  keepLast: positive().default(2).meta({ description: "Checkpoints kept." }),
+  evalEvery: z
+    .number()
+    .int()
+    .nonnegative()
+    .default(0)
+    .meta({ description: "Steps between evaluations during training; 0 = none." }),
+  evalLimit: positive().default(64).meta({ description: "Questions per level in an evaluation during training." }),
+  logCompletions: z
+    .number()
+    .int()
+    .nonnegative()
+    .default(2)
+    .meta({ description: "Groups per step written to completions.jsonl." }),
+});
+
+const optimizer = z.strictObject({
+  learningRate: z
+    .number()
+    .positive()
+    .default(1e-6)
+    .meta({ description: "Peak learning rate [seed: 1e-6 GRPO, 2e-5 SFT]." }),
+  schedule: z
+    .enum(["linear", "cosine", "constant"])
+    .default("linear")
+    .meta({ description: "Decay to 0 after the warm-up, or none [seed: linear GRPO, cosine SFT]." }),
+  warmupFraction: fraction()
+    .default(0)
+    .meta({ description: "Share of the steps over which the rate rises from 0 [seed: 0 GRPO, 0.1 SFT]." }),
+  beta1: fraction().default(0.9).meta({ description: "AdamW's first moment decay [HF]." }),
+  beta2: fraction().default(0.999).meta({ description: "AdamW's second moment decay [HF]." }),
+  eps: z.number().positive().default(1e-8).meta({ description: "AdamW's epsilon [HF]." }),
+  weightDecay: z
+    .number()
+    .nonnegative()
+    .default(0)
+    .meta({ description: "Decoupled weight decay, on matrices only [seed: 0]." }),
+  maxGradNorm: z
+    .number()
+    .positive()
+    .default(1)
+    .meta({ description: "Gradients are scaled down to this global norm [HF: 1.0]." }),
+});
+
+const evaluation = z.strictObject({
+  maxNewTokens: positive().default(256).meta({ description: "Longest answer in tokens [seed: 256]." }),
+  greedy: z
+    .boolean()
+    .default(true)
+    .meta({ description: "Take the likeliest token [seed: top_k 1 by generation_config]." }),
+  temperature: z.number().positive().default(1).meta({ description: "Used when greedy is false." }),
+  topK: z.number().int().nonnegative().default(0).meta({ description: "Used when greedy is false." }),
+  topP: fraction().default(1).meta({ description: "Used when greedy is false." }),
+  batchSize: positive().default(64).meta({ description: "Questions decoded together." }),
+});
+
+/** Sizes of the rendered data set (`make-dataset`). */
+const rendered = z.strictObject({
+  trainVideos: positive().default(320).meta({ description: "Training videos." }),
+  questionsPerVideo: positive().default(4).meta({ description: "Training questions per video." }),
+  sftRecords: positive().default(640).meta({ description: "Training questions that get a chain of thought." }),
+  L1: positive().default(240).meta({ description: "Held-out questions in the training environment." }),
+  L2: positive().default(120).meta({ description: "Questions in other environments." }),
+  L3: positive()
+    .default(120)
+    .meta({ description: "Questions in another environment, with goals and recipes never trained on." }),
+});
+
+/** Shape of a small policy that starts from random weights (`quickstart`). */
+const tinyModel = z.strictObject({
+  hiddenSize: positive().default(128).meta({ description: "Width of the language model." }),
+  intermediateSize: positive().default(384).meta({ description: "Width of its MLP." }),
+  layers: positive().default(4).meta({ description: "Layers of the language model." }),
+  heads: positive().default(4).meta({ description: "Query heads." }),
+  kvHeads: positive().default(2).meta({ description: "Key/value heads." }),
+  visionWidth: positive().default(96).meta({ description: "Width of the vision tower." }),
+  visionLayers: positive().default(2).meta({ description: "Layers of the vision tower." }),
+  visionHeads: positive().default(3).meta({ description: "Heads of the vision tower." }),
+});
+
+export const configSchema = z.strictObject({
+  seed: z.number().int().nonnegative().default(42).meta({ description: "Key of every random draw [seed: 42]." }),
+  device: z
+    .string()
+    .regex(/^(cpu|cuda(:\d+)?)$/, "cpu, cuda or cuda:N")
+    .default("cpu")
+    .meta({ description: "cpu, cuda or cuda:N." }),
+  dtype: z
+    .enum(["float32", "bfloat16"])
+    .default("bfloat16")
+    .meta({ description: "Weights and activations; the optimizer always keeps a float32 master." }),
+  threads: z.number().int().nonnegative().default(0).meta({ description: "CPU threads of libtorch; 0 = all cores." }),
+  runDir: z
+    .string()
+    .default("runs/latest")
+    .meta({ description: "Folder for config, metrics, completions, log and checkpoints." }),
+  model,
+  data: data.prefault({}),
+  rollout: rollout.prefault({}),
+  rewards: z
+    .array(rewardFunction)
+    .min(1)
+    .prefault([{ name: "accuracy" }])
+    .meta({ description: "Reward functions, summed by weight [seed: accuracy alone]." }),
+  trainer: trainer.prefault({}),
+  optimizer: optimizer.prefault({}),
+  eval: evaluation.prefault({}),
+  rendered: rendered.prefault({}),
+  tinyModel: tinyModel.prefault({}),
+});
+
+export type Config = z.infer<typeof configSchema>;
+export type DataSource = z.infer<typeof dataSource>;
+export type RewardFunctionConfig = z.infer<typeof rewardFunction>;

@@ -1,0 +1,123 @@
+/**
+ * Every error Grove raises on purpose. Each class builds its own message from typed arguments: who, what was expected, what came
+ * instead, what to do. `details` goes to the log as fields.
+ */
+
+export class GroveError extends Error {
+  readonly code: string;
+  readonly details: Record<string, unknown>;
+
+  constructor(code: string, message: string, details: Record<string, unknown> = {}, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause });
+    this.name = new.target.name;
+    this.code = code;
+    this.details = details;
+  }
+}
+
+/** A config file, a `--set`, or a combination of knobs that cannot be used. */
+export class ConfigError extends GroveError {
+  constructor(message: string, details: Record<string, unknown> = {}) {
+    super("CONFIG", message, details);
+  }
+}
+
+/** A record of a data set that cannot be used. */
+export class DataError extends GroveError {
+  constructor(where: { file: string; line?: number; sampleId?: string }, problem: string, cause?: unknown) {
+    const at = where.line === undefined ? where.file : `${where.file}:${where.line}`;
+    const sample = where.sampleId === undefined ? "" : ` (sample ${where.sampleId})`;
+    super("DATA", `${at}${sample}: ${problem}`, { ...where }, cause);
+  }
+}
+
+/** A video or image file that is missing, broken or too short. */
+export class MediaError extends GroveError {
+  constructor(file: string, problem: string, details: Record<string, unknown> = {}, cause?: unknown) {
+    super("MEDIA", `${file}: ${problem}`, { file, ...details }, cause);
+  }
+}
+
+/** A prompt longer than the limit. Media tokens are never cut, so the sample is refused instead. */
+export class PromptTooLongError extends GroveError {
+  constructor(sampleId: string, tokens: number, limit: number) {
+    super(
+      "PROMPT_TOO_LONG",
+      `sample ${sampleId}: prompt has ${tokens} tokens, the limit is ${limit}; raise data.maxPromptTokens, lower data.video.maxFrames or set data.onBadSample to skip`,
+      { sampleId, tokens, limit },
+    );
+  }
+}
+
+/** A tensor whose shape is not what an operation needs. */
+export class ShapeError extends GroveError {
+  constructor(op: string, expected: string, got: readonly number[]) {
+    super("SHAPE", `${op}: expected ${expected}, got [${got.join(", ")}]`, { op, expected, got });
+  }
+}
+
+/** A tensor whose dtype is not what an operation needs. */
+export class DTypeError extends GroveError {
+  constructor(op: string, expected: string, got: string) {
+    super("DTYPE", `${op}: expected ${expected}, got ${got}`, { op, expected, got });
+  }
+}
+
+/** A tensor that was used after it had been freed. */
+export class UseAfterFreeError extends GroveError {
+  constructor(op: string, handle: number) {
+    super(
+      "USE_AFTER_FREE",
+      `${op}: tensor #${handle} was freed already; return it from the scope that made it, or keep() it`,
+      { op, handle },
+    );
+  }
+}
+
+/** An exception from libtorch, CUDA or our own C++ code, with the operation and its argument shapes. */
+export class NativeError extends GroveError {
+  constructor(op: string, args: string, cause: unknown) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    super("NATIVE", `${op}(${args}): ${reason}`, { op, args }, cause);
+  }
+}
+
+/** The native addon or libtorch is missing or does not fit. */
+export class AddonError extends GroveError {
+  constructor(message: string, cause?: unknown) {
+    super("ADDON", message, {}, cause);
+  }
+}
+
+/** A checkpoint or model folder with missing, surplus, misshapen or damaged content. */
+export class CheckpointError extends GroveError {
+  constructor(path: string, problem: string, details: Record<string, unknown> = {}, cause?: unknown) {
+    super("CHECKPOINT", `${path}: ${problem}`, { path, ...details }, cause);
+  }
+}
+
+/** NaN or infinity where a finite number is needed. */
+export class NumericsError extends GroveError {
+  constructor(what: string, value: number, details: Record<string, unknown> = {}) {
+    super("NUMERICS", `${what} is ${value}; the run stops before the weights are touched`, { what, value, ...details });
+  }
+}
+
+/** A reward function that threw, hung or returned something that is not a finite number. */
+export class RewardError extends GroveError {
+  constructor(name: string, problem: string, details: Record<string, unknown> = {}, cause?: unknown) {
+    super("REWARD", `reward "${name}": ${problem}`, { reward: name, ...details }, cause);
+  }
+}
+
+/** A broken assumption of our own code: never the user's fault. */
+export class InvariantError extends GroveError {
+  constructor(message: string) {
+    super("INVARIANT", `${message}; this is a bug in Grove, please report it`);
+  }
+}
+
+/** Asserts what our own code guarantees. User input is checked with the classes above instead. */
+export function invariant(condition: unknown, message: string): asserts condition {
+  if (!condition) throw new InvariantError(message);
+}
