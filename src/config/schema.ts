@@ -22,11 +22,9 @@ const dataSource = z.strictObject({
 });
 
 const model = z.strictObject({
-  path: z
-    .string()
-    .meta({
-      description: "Hugging Face folder: config.json, tokenizer, processor and (unless init is random) safetensors.",
-    }),
+  path: z.string().meta({
+    description: "Hugging Face folder: config.json, tokenizer, processor and (unless init is random) safetensors.",
+  }),
   init: z.enum(["pretrained", "random"]).default("pretrained").meta({
     description: "Read the weights, or draw them from N(0, initializer_range) with the run's seed.",
   }),
@@ -56,11 +54,9 @@ const data = z.strictObject({
     .optional()
     .meta({ description: "Fixed height in pixels, rounded to a multiple of patch x merge [seed: 256, hence 252]." }),
   resizedWidth: positive().optional().meta({ description: "Fixed width in pixels [seed: 256, hence 252]." }),
-  maxPromptTokens: positive()
-    .default(8192)
-    .meta({
-      description: "A longer prompt is a bad sample; media tokens are never cut [seed: 8192, cut on the left].",
-    }),
+  maxPromptTokens: positive().default(8192).meta({
+    description: "A longer prompt is a bad sample; media tokens are never cut [seed: 8192, cut on the left].",
+  }),
   onBadSample: z
     .enum(["error", "skip"])
     .default("error")
@@ -85,14 +81,9 @@ const rollout = z.strictObject({
   groupSize: z.number().int().min(2).default(8).meta({ description: "Completions per question, G [seed: 8]." }),
   maxNewTokens: positive().default(256).meta({ description: "Longest completion in tokens [seed: 256]." }),
   temperature: z.number().positive().default(1).meta({ description: "Divides the logits before sampling [seed: 1]." }),
-  topK: z
-    .number()
-    .int()
-    .nonnegative()
-    .default(0)
-    .meta({
-      description: "Sample among the k likeliest tokens; 0 = all [seed: 50, by Hugging Face's hidden default].",
-    }),
+  topK: z.number().int().nonnegative().default(0).meta({
+    description: "Sample among the k likeliest tokens; 0 = all [seed: 50, by Hugging Face's hidden default].",
+  }),
   topP: fraction()
     .default(1)
     .meta({ description: "Sample among the likeliest tokens that hold this probability; 1 = all [seed: 1]." }),
