@@ -1,0 +1,55 @@
+/** What happens to samples that cannot be used: the first stops the run, or up to a limit of them are counted and logged. */
+
+import { DataError, GroveError } from "../errors.ts";
+import { log as processLog } from "../log.ts";
+import type { DataLog, DataOptions } from "./options.ts";
+
+/** So many skipped samples are logged one by one; the rest is only counted. */
+const LOGGED = 20;
+
+export class BadSamples {
+  #count = 0;
+  readonly #onBadSample: DataOptions["onBadSample"];
+  readonly #limit: number;
+  readonly #log: DataLog;
+
+  constructor(options: Pick<DataOptions, "onBadSample" | "maxBadSamples">, log: DataLog = processLog) {
+    this.#onBadSample = options.onBadSample;
+    this.#limit = options.maxBadSamples;
+    this.#log = log;
+  }
+
+  get count(): number {
+    return this.#count;
+  }
+
+  /**
+   * Counts a skip, or throws: with onBadSample "error" the error itself, wrapped so that it names file, line and sample; with "skip" one
+   * that says the limit is passed. Errors that are not about data (a bug, no ffmpeg) are always thrown.
+   */
+  report(where: { file: string; line: number; sampleId?: string }, error: unknown): void {
+    if (!isAboutData(error)) throw error;
+    const located = locate(where, error);
+    if (this.#onBadSample === "error") throw located;
+    this.#count++;
+    if (this.#count > this.#limit) {
+      throw new DataError(
+        where,
+        `${this.#count} samples were unusable, data.maxBadSamples is ${this.#limit}; the last: ${error.message}`,
+        error,
+      );
+    }
+    if (this.#count <= LOGGED) {
+      const last = this.#count === LOGGED ? " (further ones are counted without a message)" : "";
+      this.#log.warn({ ...where, code: error.code, bad: this.#count }, `skipped a sample${last}: ${error.message}`);
+    }
+  }
+}
+
+function isAboutData(error: unknown): error is GroveError {
+  return error instanceof GroveError && ["DATA", "MEDIA", "PROMPT_TOO_LONG"].includes(error.code);
+}
+
+function locate(where: { file: string; line: number; sampleId?: string }, error: GroveError): GroveError {
+  return error instanceof DataError ? error : new DataError(where, error.message, error);
+}

@@ -1,0 +1,36 @@
+/** Reads JSON Lines: one object a line, blank lines left out, line numbers kept for messages. */
+
+import { createReadStream } from "node:fs";
+import { createInterface } from "node:readline";
+import { DataError } from "../errors.ts";
+
+export interface JsonLine {
+  line: number; // from 1
+  /** The object, or what is wrong with the line. */
+  value: Record<string, unknown> | DataError;
+}
+
+/** @throws DataError when the file cannot be read; a malformed line is handed to the caller instead. */
+export async function* readJsonLines(file: string): AsyncGenerator<JsonLine> {
+  let line = 0;
+  try {
+    for await (const text of createInterface({ input: createReadStream(file, "utf8"), crlfDelay: Infinity })) {
+      line++;
+      const content = line === 1 ? text.replace(/^\uFEFF/, "") : text;
+      if (content.trim() !== "") yield { line, value: parse(file, line, content) };
+    }
+  } catch (cause) {
+    const problem = (cause as NodeJS.ErrnoException).code === "ENOENT" ? "no such file" : "cannot be read";
+    throw cause instanceof DataError ? cause : new DataError({ file }, problem, cause);
+  }
+}
+
+function parse(file: string, line: number, text: string): Record<string, unknown> | DataError {
+  try {
+    const value: unknown = JSON.parse(text);
+    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as Record<string, unknown>;
+    return new DataError({ file, line }, `expected a JSON object, got ${text.slice(0, 60)}`);
+  } catch (cause) {
+    return new DataError({ file, line }, `malformed JSON: ${(cause as Error).message}`, cause);
+  }
+}

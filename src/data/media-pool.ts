@@ -1,0 +1,41 @@
+/** Threads that decode and resize, so that the training thread never waits for a codec and never runs one. */
+
+import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { Piscina } from "piscina";
+import { MediaError } from "../errors.ts";
+import type { MediaRequest } from "./load-media.ts";
+import type { MediaReply } from "./media-worker.ts";
+import type { Media } from "./options.ts";
+
+export class MediaPool {
+  readonly #pool: Piscina<MediaRequest, MediaReply>;
+
+  /** @param workers threads; they start with the first work there is */
+  constructor(workers: number) {
+    const { url, execArgv } = workerEntry();
+    this.#pool = new Piscina({ filename: url.href, execArgv, minThreads: 0, maxThreads: workers, idleTimeout: 60_000 });
+  }
+
+  /** @throws MediaError for a file that cannot be used */
+  async load(request: MediaRequest): Promise<Media> {
+    const reply = await this.#pool.run(request);
+    if ("media" in reply) return reply.media;
+    const { message, details } = reply.failure;
+    throw new MediaError(request.file, message.replace(`${request.file}: `, ""), details);
+  }
+
+  /** Ends the threads; work under way is given up. */
+  async close(): Promise<void> {
+    await this.#pool.destroy();
+  }
+}
+
+/** From source the worker is TypeScript and needs tsx, also where the program was started otherwise; in a bundle it lies beside as JavaScript. */
+function workerEntry(): { url: URL; execArgv: string[] } {
+  const source = new URL("./media-worker.ts", import.meta.url);
+  if (!existsSync(fileURLToPath(source))) return { url: new URL("./media-worker.js", import.meta.url), execArgv: [] };
+  const tsx = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href;
+  return { url: source, execArgv: ["--import", tsx] };
+}

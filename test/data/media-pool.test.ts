@@ -1,0 +1,65 @@
+import { execFile } from "node:child_process";
+import { symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { build } from "esbuild";
+import { afterAll, expect, test } from "vitest";
+import { loadMedia } from "../../src/data/load-media.ts";
+import { MediaPool } from "../../src/data/media-pool.ts";
+import { temporaryFolder, writeNumberedClip } from "./helpers.ts";
+
+const folder = temporaryFolder();
+afterAll(folder.remove);
+const clip = join(folder.path, "clip.mp4");
+const request = {
+  kind: "video",
+  file: clip,
+  frames: { fps: 2, minFrames: 4, maxFrames: 16 },
+  size: { factor: 28, minPixels: 784, maxPixels: 1e6 },
+  cache: null,
+} as const;
+
+test("a worker's pixels are those of a direct call; errors keep their class and file", async () => {
+  await writeNumberedClip(clip, { frames: 12, rate: "6" });
+  const pool = new MediaPool(2);
+  try {
+    const [first, second] = await Promise.all([pool.load(request), pool.load(request)]);
+    expect(first).toEqual(await loadMedia(request));
+    expect(second).toEqual(first);
+    const missing = pool.load({ ...request, file: join(folder.path, "nowhere.mp4") });
+    await expect(missing).rejects.toMatchObject({
+      name: "MediaError",
+      message: `${join(folder.path, "nowhere.mp4")}: no such file`,
+    });
+  } finally {
+    await pool.close();
+  }
+});
+
+test("the pool runs from a JavaScript bundle with its worker beside it", async () => {
+  const source = (name: string) => fileURLToPath(new URL(`../../src/data/${name}`, import.meta.url));
+  const out = join(folder.path, "bundle");
+  await build({
+    entryPoints: { main: source("media-pool.ts"), "media-worker": source("media-worker.ts") },
+    outdir: out,
+    bundle: true,
+    platform: "node",
+    format: "esm",
+    target: "node20",
+    packages: "external",
+    logLevel: "error",
+  });
+  symlinkSync(fileURLToPath(new URL("../../node_modules", import.meta.url)), join(out, "node_modules"));
+  writeFileSync(join(out, "package.json"), `{"type":"module"}`);
+  writeFileSync(
+    join(out, "run.js"),
+    `import { MediaPool } from "./main.js";
+     const pool = new MediaPool(1);
+     const { frames, height, width } = await pool.load(${JSON.stringify(request)});
+     await pool.close();
+     console.log(frames, height, width);`,
+  );
+  const { stdout } = await promisify(execFile)(process.execPath, ["run.js"], { cwd: out });
+  expect(stdout.trim()).toBe("4 56 84");
+});
