@@ -1,0 +1,213 @@
+// grove::group_attention: attention of packed groups, each prompt computed once for all of its completions.
+//
+// Rows are packed as [prompt 1 | ... | prompt N | completions of 1 | ... | completions of N] (src/model/packed.ts). A prompt
+// attends to itself causally; a completion attends to all of its prompt and to itself causally. Three varlen attention parts:
+//   a. prompts, causal              b. completions -> their prompt, not causal              c. completions, causal
+// b and c are partial softmaxes over disjoint keys of the same queries. With LSE their log-sum-exps,
+//   lse = logaddexp(lse_b, lse_c),   out = exp(lse_b - lse) out_b + exp(lse_c - lse) out_c
+// is the softmax over both. The backward of a part given the merged out and lse is its exact share of the whole gradient, since
+// P = exp(S - lse) and rowsum(dout * out) are then those of the whole; the shares of dq, dk and dv add up.
+//
+// On CUDA the parts are aten::_flash_attention_forward/backward (bf16, f16); on the CPU each segment is one call of
+// aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys.
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <tuple>
+#include <vector>
+
+namespace grove {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// One varlen attention part. Query rows are q_start + [cu_q[i], cu_q[i+1]), key rows k_start + [cu_k[i], cu_k[i+1]).
+struct Part {
+  Tensor cu_q, cu_k;  // int32 [segments + 1], on the device of q
+  int64_t max_q, max_k;
+  bool causal;
+};
+
+// LSE is kept as (heads, rows), the layout of the CUDA op. `seed` and `unused` are opaque outputs its backward wants back.
+struct PartResult {
+  Tensor out, lse, seed, unused;
+};
+
+// [rows, heads, dim] as [kv heads, queries per kv head, rows, dim], without a copy. Keys repeat by a stride of zero.
+Tensor query_view(const Tensor& x, int64_t kv_heads) {
+  return x.view({x.size(0), kv_heads, x.size(1) / kv_heads, x.size(2)}).permute({1, 2, 0, 3});
+}
+
+Tensor key_view(const Tensor& x, int64_t repeat) {
+  return x.unsqueeze(2).expand({x.size(0), x.size(1), repeat, x.size(2)}).permute({1, 2, 0, 3});
+}
+
+// [kv heads, queries per kv head, rows, dim] back to [rows, heads, dim].
+Tensor to_rows(const Tensor& x) {
+  return x.permute({2, 0, 1, 3}).reshape({x.size(2), x.size(0) * x.size(1), x.size(3)});
+}
+
+template <class Body>
+void each_segment(const Part& part, Body body) {
+  const auto* q = part.cu_q.const_data_ptr<int32_t>();
+  const auto* k = part.cu_k.const_data_ptr<int32_t>();
+  for (int64_t i = 0; i + 1 < part.cu_q.numel(); ++i) {
+    if (q[i + 1] > q[i]) body(q[i], q[i + 1] - q[i], k[i], k[i + 1] - k[i]);
+  }
+}
+
+PartResult part_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Part& part, double scale) {
+  if (q.is_cuda()) {
+    auto r = at::_flash_attention_forward(
+        q, k, v, part.cu_q, part.cu_k, part.max_q, part.max_k, 0.0, part.causal, false, scale);
+    return {std::get<0>(r), std::get<1>(r), std::get<2>(r), std::get<3>(r)};
+  }
+  const int64_t kv_heads = k.size(1), repeat = q.size(1) / kv_heads;
+  const auto lse_type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  Tensor out = at::empty({q.size(0), q.size(1), q.size(2)}, q.options());
+  Tensor lse = at::empty({q.size(1), q.size(0)}, q.options().dtype(lse_type));
+  each_segment(part, [&](int64_t q0, int64_t nq, int64_t k0, int64_t nk) {
+    auto [o, l] = at::_scaled_dot_product_flash_attention_for_cpu(
+        query_view(q.narrow(0, q0, nq), kv_heads), key_view(k.narrow(0, k0, nk), repeat),
+        key_view(v.narrow(0, k0, nk), repeat), 0.0, part.causal, {}, scale);
+    out.narrow(0, q0, nq).copy_(to_rows(o));
+    lse.narrow(1, q0, nq).copy_(l.reshape({q.size(1), nq}));
+  });
+  return {out, lse, Tensor(), Tensor()};
+}
+
+// Adds the part's share to dq, dk, dv (rows of the same ranges as q, k, v). out and lse are those of the whole softmax.
+void part_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const PartResult& whole,
+                   const Part& part, double scale, Tensor dq, Tensor dk, Tensor dv, bool accumulate_q, bool accumulate_kv) {
+  const auto put = [](Tensor into, const Tensor& share, bool accumulate) {
+    if (accumulate) into.add_(share);
+    else into.copy_(share);
+  };
+  if (q.is_cuda()) {
+    auto [gq, gk, gv] = at::_flash_attention_backward(
+        dout, q, k, v, whole.out, whole.lse, part.cu_q, part.cu_k, part.max_q, part.max_k, 0.0, part.causal, whole.seed,
+        whole.unused, scale);
+    put(dq, gq, accumulate_q);
+    put(dk, gk, accumulate_kv);
+    put(dv, gv, accumulate_kv);
+    return;
+  }
+  const int64_t kv_heads = k.size(1), repeat = q.size(1) / kv_heads;
+  if (!accumulate_kv) dk.zero_(), dv.zero_();
+  each_segment(part, [&](int64_t q0, int64_t nq, int64_t k0, int64_t nk) {
+    const Tensor lse = whole.lse.narrow(1, q0, nq).reshape({kv_heads, repeat, nq});
+    auto [gq, gk, gv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        query_view(dout.narrow(0, q0, nq), kv_heads), query_view(q.narrow(0, q0, nq), kv_heads),
+        key_view(k.narrow(0, k0, nk), repeat), key_view(v.narrow(0, k0, nk), repeat),
+        query_view(whole.out.narrow(0, q0, nq), kv_heads), lse, 0.0, part.causal, {}, scale);
+    put(dq.narrow(0, q0, nq), to_rows(gq), accumulate_q);
+    dk.narrow(0, k0, nk).add_(gk.sum(1).transpose(0, 1));  // [kv heads, repeat, rows, dim] -> [rows, kv heads, dim]
+    dv.narrow(0, k0, nk).add_(gv.sum(1).transpose(0, 1));
+  });
+}
+
+struct Parts {
+  int64_t prompt_rows, completion_rows;
+  Part prompts, crossing, completions;
+};
+
+Parts make_parts(const Tensor& q, const Tensor& cu_prompt, const Tensor& cu_group, const Tensor& cu_completion,
+                 int64_t prompt_rows, int64_t max_prompt, int64_t max_group, int64_t max_completion) {
+  return {prompt_rows,
+          q.size(0) - prompt_rows,
+          {cu_prompt, cu_prompt, max_prompt, max_prompt, true},
+          {cu_group, cu_prompt, max_group, max_prompt, false},
+          {cu_completion, cu_completion, max_completion, max_completion, true}};
+}
+
+// exp(lse_part - lse) as [rows, heads, 1].
+Tensor weight_of(const Tensor& lse_part, const Tensor& lse) { return lse_part.sub(lse).exp_().t().unsqueeze(-1); }
+
+struct GroupAttention : torch::autograd::Function<GroupAttention> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_prompt,
+                        const Tensor& cu_group, const Tensor& cu_completion, int64_t prompt_rows, int64_t max_prompt,
+                        int64_t max_group, int64_t max_completion, double scale) {
+    const auto parts = make_parts(q, cu_prompt, cu_group, cu_completion, prompt_rows, max_prompt, max_group, max_completion);
+    const int64_t P = parts.prompt_rows, C = parts.completion_rows;
+    const auto qp = q.narrow(0, 0, P), kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);
+    const auto a = part_forward(qp, kp, vp, parts.prompts, scale);
+    PartResult merged, c;
+    Tensor out = a.out;
+    if (C > 0) {
+      const auto qc = q.narrow(0, P, C), kc = k.narrow(0, P, C), vc = v.narrow(0, P, C);
+      const auto b = part_forward(qc, kp, vp, parts.crossing, scale);
+      c = part_forward(qc, kc, vc, parts.completions, scale);
+      merged = {Tensor(), at::logaddexp(b.lse, c.lse), b.seed, b.unused};
+      // float32 weights times bf16 outputs promote, so the sum is rounded once, when it is written to its rows
+      out = at::empty({P + C, q.size(1), q.size(2)}, q.options());
+      out.narrow(0, 0, P).copy_(a.out);
+      merged.out = out.narrow(0, P, C);
+      merged.out.copy_(at::addcmul(b.out * weight_of(b.lse, merged.lse), c.out.to(merged.lse.scalar_type()),
+                                   weight_of(c.lse, merged.lse)));
+    }
+    ctx->save_for_backward({q, k, v, cu_prompt, cu_group, cu_completion, out, a.lse, a.seed, a.unused, merged.lse, merged.seed,
+                            merged.unused, c.seed, c.unused});
+    ctx->saved_data["ints"] = std::vector<int64_t>{prompt_rows, max_prompt, max_group, max_completion};
+    ctx->saved_data["scale"] = scale;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto s = ctx->get_saved_variables();
+    const auto n = ctx->saved_data["ints"].toIntVector();
+    const double scale = ctx->saved_data["scale"].toDouble();
+    const Tensor &q = s[0], &k = s[1], &v = s[2], &out = s[6];
+    const auto parts = make_parts(q, s[3], s[4], s[5], n[0], n[1], n[2], n[3]);
+    const int64_t P = parts.prompt_rows, C = parts.completion_rows;
+    const Tensor dout = grads[0].contiguous();
+    const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
+                 dv = at::empty(v.sizes(), v.options());
+    const auto qp = q.narrow(0, 0, P), kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);
+    const auto dkp = dk.narrow(0, 0, P), dvp = dv.narrow(0, 0, P);
+    part_backward(dout.narrow(0, 0, P), qp, kp, vp, {out.narrow(0, 0, P), s[7], s[8], s[9]}, parts.prompts, scale,
+                  dq.narrow(0, 0, P), dkp, dvp, false, false);
+    if (C > 0) {
+      const auto qc = q.narrow(0, P, C), kc = k.narrow(0, P, C), vc = v.narrow(0, P, C);
+      const auto dc = dout.narrow(0, P, C), oc = out.narrow(0, P, C), dqc = dq.narrow(0, P, C);
+      part_backward(dc, qc, kp, vp, {oc, s[10], s[11], s[12]}, parts.crossing, scale, dqc, dkp, dvp, false, true);
+      part_backward(dc, qc, kc, vc, {oc, s[10], s[13], s[14]}, parts.completions, scale, dqc, dk.narrow(0, P, C),
+                    dv.narrow(0, P, C), true, false);
+    }
+    return {dq, dk, dv, {}, {}, {}, {}, {}, {}, {}, {}};
+  }
+};
+
+// q [T, H, D], k and v [T, HK, D], H a multiple of HK, last dimension contiguous. cu_* int32 on q's device, each starting at 0:
+// cu_prompt [N + 1] prompt rows, cu_group [N + 1] completion rows per group, cu_completion [completions + 1]; both of the latter
+// count from the first completion row. Returns [T, H, D].
+Tensor group_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_prompt, const Tensor& cu_group,
+                       const Tensor& cu_completion, int64_t prompt_rows, int64_t max_prompt, int64_t max_group,
+                       int64_t max_completion, double scale) {
+  TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.sizes() == k.sizes(), "expected q [T, H, D] and k, v [T, HK, D], got ",
+              q.sizes(), ", ", k.sizes(), ", ", v.sizes());
+  TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(1) % k.size(1) == 0,
+              "rows and head sizes of q and k must agree and heads be a multiple of kv heads, got ", q.sizes(), ", ", k.sizes());
+  TORCH_CHECK(prompt_rows > 0 && prompt_rows <= q.size(0), "prompt_rows ", prompt_rows, " out of range for ", q.size(0), " rows");
+  TORCH_CHECK(cu_prompt.scalar_type() == at::kInt && cu_group.scalar_type() == at::kInt && cu_completion.scalar_type() == at::kInt,
+              "cu_prompt, cu_group and cu_completion must be int32");
+  TORCH_CHECK(cu_prompt.numel() == cu_group.numel(), "cu_prompt and cu_group must have one entry per group and one more");
+  TORCH_CHECK(cu_prompt.device() == q.device() && cu_group.device() == q.device() && cu_completion.device() == q.device(),
+              "cu_prompt, cu_group and cu_completion must be on the device of q");
+  return GroupAttention::apply(q, k, v, cu_prompt, cu_group, cu_completion, prompt_rows, max_prompt, max_group, max_completion,
+                               scale);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(grove, m) {
+  m.def(
+      "group_attention(Tensor q, Tensor k, Tensor v, Tensor cu_prompt, Tensor cu_group, Tensor cu_completion, int prompt_rows, "
+      "int max_prompt, int max_group, int max_completion, float scale) -> Tensor",
+      group_attention);  // composite: autograd comes from the Function above
+}
+
+}  // namespace grove

@@ -1,0 +1,10 @@
+// The C ABI of libgrove_kernels.so: raw device pointers and a stream, no torch. Each launcher returns 0, or a cudaError_t.
+#pragma once
+
+#include <stdint.h>
+
+// param: float32 [n] (low == NULL) or bfloat16 [n] with its low halves [n]; grad: float32 or bfloat16 [n]; m, v: float32 [n];
+// gradScale: one float32. See native/adamw.cc for the meaning.
+typedef int (*GroveAdamwLauncher)(void* param, const void* grad, int gradIsBfloat16, int16_t* low, float* m, float* v,
+                                  const float* gradScale, int64_t n, float decay, float beta1, float beta2, float eps,
+                                  float stepSize, float rsqrtCorrection2, void* stream);

@@ -1,0 +1,138 @@
+/**
+ * Log-probabilities of given tokens, the head applied in chunks of rows so that [tokens, vocab] never exists as a whole.
+ *
+ * Shapes: R rows to predict, X hidden size, V vocabulary, C rows of one chunk.
+ */
+
+import { ShapeError } from "../errors.ts";
+import { noGrad } from "../torch/autograd.ts";
+import { op } from "../torch/dispatch.ts";
+import {
+  cast,
+  cat,
+  exp,
+  gather,
+  linear,
+  logSoftmax,
+  matmul,
+  mul_,
+  neg,
+  slice,
+  squeeze,
+  sum,
+  transpose,
+  unsqueeze,
+  zerosLike,
+} from "../torch/ops.ts";
+import { keep, scope } from "../torch/scope.ts";
+import type { Tensor } from "../torch/tensor.ts";
+
+/** Chunks are as large as keeps their logits at this many elements (float32: 1 GiB on the device, which pays for itself in large products). */
+const CHUNK_ELEMENTS = 2 ** 28;
+/** Up to this many elements in all, log-softmax is kept for the backward instead of being computed again. */
+const KEEP_ELEMENTS = 2 ** 26;
+
+const addmm_ = op("aten::addmm_");
+const scatterAdd_ = op("aten::scatter_add_");
+
+/**
+ * Forward on construction; backward once at most. Softmax in float32 (float64 for a float64 model), exact: no sampling, no top-k.
+ * Owns its tensors; does not own `hidden`, which must live until dispose.
+ */
+export class ChunkedLogprobs implements Disposable {
+  /** log p(target) per row, nats, float32 (float64) [R]. */
+  readonly logprobs: Tensor;
+  /** Entropy of the whole distribution per row, nats, float32 (float64) [R]. */
+  readonly entropy: Tensor;
+  readonly #hidden_RX: Tensor;
+  readonly #head_VX: Tensor;
+  readonly #targets_R: Tensor;
+  readonly #chunkRows: number;
+  #kept: Tensor[] | null; // log-softmax [C, V] of every chunk
+
+  /** @param targets int64 [R] on the device of `hidden`; taken over. */
+  constructor(hidden: Tensor, head: Tensor, targets: Tensor, options: { backward: boolean; chunkRows?: number }) {
+    if (hidden.ndim !== 2 || hidden.size(1) !== head.size(1))
+      throw new ShapeError("logprobs", `hidden [rows, ${head.size(1)}]`, hidden.shape);
+    this.#hidden_RX = hidden;
+    this.#head_VX = head;
+    this.#targets_R = keep(targets);
+    const [rows, vocab] = [hidden.size(0), head.size(0)];
+    this.#chunkRows = options.chunkRows ?? Math.max(1, Math.floor(CHUNK_ELEMENTS / vocab));
+    this.#kept = options.backward && rows * vocab <= KEEP_ELEMENTS ? [] : null;
+    const [logprobs, entropy] = scope(() =>
+      noGrad(() => {
+        const parts = this.#chunks().map(([begin, end]) =>
+          scope(() => {
+            const logp_CV = this.#logSoftmax(begin, end);
+            this.#kept?.push(keep(logp_CV));
+            const target_C1 = unsqueeze(slice(this.#targets_R, 0, begin, end), 1);
+            return [squeeze(gather(logp_CV, 1, target_C1), 1), neg(sum(mul_(exp(logp_CV), logp_CV), [1]))] as const;
+          }),
+        );
+        return [
+          cat(
+            parts.map((part) => part[0]),
+            0,
+          ),
+          cat(
+            parts.map((part) => part[1]),
+            0,
+          ),
+        ] as const;
+      }),
+    );
+    this.logprobs = keep(logprobs);
+    this.entropy = keep(entropy);
+  }
+
+  /**
+   * Adds d/d(head) to the head's gradient and returns d/d(hidden) [R, X], for dLogprobs float32 [R].
+   * With p the softmax, d logits = (onehot(target) - p) * dLogprob.
+   */
+  backward(dLogprobs: Tensor): Tensor {
+    return scope(() =>
+      noGrad(() => {
+        const headGrad = gradOf(this.#head_VX);
+        const parts = this.#chunks().map(([begin, end], i) =>
+          scope(() => {
+            const logp_CV = this.#kept?.[i] ?? this.#logSoftmax(begin, end);
+            const d_C1 = cast(unsqueeze(slice(dLogprobs, 0, begin, end), 1), logp_CV.dtype);
+            const dLogits_CV = mul_(exp(logp_CV), neg(d_C1));
+            scatterAdd_(dLogits_CV, 1, unsqueeze(slice(this.#targets_R, 0, begin, end), 1), d_C1);
+            const d = cast(dLogits_CV, this.#head_VX.dtype);
+            addmm_(headGrad, transpose(d, 0, 1), slice(this.#hidden_RX, 0, begin, end));
+            return matmul(d, this.#head_VX);
+          }),
+        );
+        return parts.length === 1 ? (parts[0] as Tensor) : cat(parts, 0);
+      }),
+    );
+  }
+
+  [Symbol.dispose](): void {
+    for (const tensor of [this.logprobs, this.entropy, this.#targets_R, ...(this.#kept ?? [])]) tensor.free();
+    this.#kept = null;
+  }
+
+  #logSoftmax(begin: number, end: number): Tensor {
+    const logits_CV = linear(slice(this.#hidden_RX, 0, begin, end), this.#head_VX);
+    return logSoftmax(logits_CV.dtype === "float64" ? logits_CV : cast(logits_CV, "float32"), 1);
+  }
+
+  #chunks(): [begin: number, end: number][] {
+    const rows = this.#hidden_RX.size(0);
+    const chunks: [number, number][] = [];
+    for (let begin = 0; begin === 0 || begin < rows; begin += this.#chunkRows)
+      chunks.push([begin, Math.min(rows, begin + this.#chunkRows)]);
+    return chunks;
+  }
+}
+
+/** The tensor a parameter's gradient accumulates in; made, as zeros, where there is none yet. Belongs to the current scope. */
+function gradOf(parameter: Tensor): Tensor {
+  const present = parameter.grad;
+  if (present !== null) return present;
+  parameter.setGrad(zerosLike(parameter));
+  return parameter.grad as Tensor;
+}

@@ -1,0 +1,169 @@
+/**
+ * One pass of a pack through a Qwen2-VL: log-probabilities of all completion tokens and, on demand, gradients of any function of them.
+ *
+ * Every prompt and its media go through the model once, whatever the number of completions. The backward walks layer by layer (Tape), from
+ * the head over the language model and the embedding into the vision tower, and adds to `parameter.tensor.grad`.
+ */
+
+import { invariant, ShapeError } from "../errors.ts";
+import { noGrad } from "../torch/autograd.ts";
+import { cat, indexSelect, slice } from "../torch/ops.ts";
+import { keep, scope } from "../torch/scope.ts";
+import { type Device, type DType, fromArray, type Tensor } from "../torch/tensor.ts";
+import { PackedPlan } from "./attention.ts";
+import { ChunkedLogprobs } from "./lm-head.ts";
+import { mediaOf, type Packed } from "./packed.ts";
+import type { Qwen2VLConfig } from "./qwen2vl/config.ts";
+import type { TextWeights, VisionWeights } from "./qwen2vl/parameters.ts";
+import { embedTokens, rmsNorm, textLayers } from "./qwen2vl/text.ts";
+import { visionBatch, visionTower } from "./qwen2vl/vision.ts";
+import type { Rope } from "./rope.ts";
+import { plainStep, type Recompute, type Step, Tape } from "./tape.ts";
+
+export interface PassOptions {
+  /** Whether backward() will be called. */
+  grad: boolean;
+  /** "layer" keeps only the input of every layer and computes the layer again in the backward: slower by a forward pass, far less memory. */
+  recompute?: Recompute | undefined;
+  /** No gradients for the vision tower. */
+  freezeVision?: boolean | undefined;
+  /** Features per group (its images in order, then its videos), as visionFeatures(mediaOf([prompt])) gives them; implies freezeVision. */
+  visionCache?: readonly (Tensor | null)[] | undefined;
+  /** `dense` attends by masks instead of the fused op: slow, the reference in tests. */
+  attention?: "auto" | "fused" | "dense" | undefined;
+}
+
+/** The parts of a model that a pass reads. */
+export interface PassModel {
+  config: Qwen2VLConfig;
+  device: Device;
+  dtype: DType;
+  text: TextWeights;
+  vision: VisionWeights;
+  textRope: Rope;
+  visionRope: Rope;
+}
+
+/** Tc completion tokens in the order of `pack.targets`. Frees what it holds on dispose; the caller must dispose it, after backward if any. */
+export class PackedPass implements Disposable {
+  /** log p(token | everything before it), nats, float32 [Tc] (float64 in a float64 model). */
+  readonly logprobs: Tensor;
+  /** Entropy of the distribution each token was taken from, nats, like logprobs. Carries no gradient. */
+  readonly entropy: Tensor;
+  readonly #head: ChunkedLogprobs;
+  readonly #tape: Tape | null;
+  readonly #owned: Disposable[] = [];
+  #walked = false;
+
+  constructor(model: PassModel, pack: Packed, options: PassOptions) {
+    this.#tape = options.grad ? new Tape(options.recompute ?? "none") : null;
+    try {
+      this.#head = scope(() => this.#forward(model, pack, options));
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
+    this.logprobs = this.#head.logprobs;
+    this.entropy = this.#head.entropy;
+  }
+
+  /** Adds the gradient of sum_t dLogprobs[t] * logprobs[t] to every parameter's. dLogprobs [Tc], any float type. Once per pass. */
+  backward(dLogprobs: Tensor): void {
+    const tape = this.#tape;
+    invariant(tape !== null, "backward of a pass that was made with grad: false");
+    invariant(!this.#walked, "a pass has one backward");
+    if (dLogprobs.ndim !== 1 || dLogprobs.size(0) !== this.logprobs.size(0)) {
+      throw new ShapeError("pass.backward", `dLogprobs [${this.logprobs.size(0)}]`, dLogprobs.shape);
+    }
+    this.#walked = true;
+    scope(() => tape.backward(this.#head.backward(dLogprobs)));
+  }
+
+  [Symbol.dispose](): void {
+    this.#head[Symbol.dispose]();
+    this.#release();
+  }
+
+  #release(): void {
+    this.#tape?.[Symbol.dispose]();
+    for (const item of this.#owned.splice(0)) item[Symbol.dispose]();
+  }
+
+  #forward(model: PassModel, pack: Packed, options: PassOptions): ChunkedLogprobs {
+    const { config, device, text } = model;
+    const step: Step = this.#tape?.step ?? plainStep;
+    const plan = this.#own(new PackedPlan(pack, options.attention));
+    const rope = model.textRope.table(pack.positions, model.dtype);
+    this.#ownTensors([rope.cos, rope.sin]);
+    const rows = fromArray(pack.predictRows, [pack.predictRows.length], { dtype: "int64", device });
+    const targets = fromArray(pack.targets, [pack.targets.length], { dtype: "int64", device });
+    this.#ownTensors([rows]);
+
+    const { features, trained } = this.#features(model, pack, options, step);
+    // features that want no gradient are a constant of the first step
+    const embedded = step(trained ? features : null, (input) =>
+      embedTokens(pack.ids, trained ? input : features, text, config),
+    );
+    const hidden = textLayers(embedded, text, config, rope, plan, step);
+    embedded.free();
+    const predicting = step(hidden, (input) =>
+      rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps),
+    );
+    hidden.free();
+    this.#ownTensors([predicting]);
+    return new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });
+  }
+
+  #features(
+    model: PassModel,
+    pack: Packed,
+    options: PassOptions,
+    step: Step,
+  ): { features: Tensor | null; trained: boolean } {
+    const { config } = model;
+    const prompts = pack.groups.map((group) => group.prompt);
+    if (options.visionCache !== undefined) {
+      const features = scope(() => noGrad(() => joinFeatures(options.visionCache ?? [], pack, config)));
+      if (features !== null) this.#ownTensors([features]);
+      return { features, trained: false };
+    }
+    const media = mediaOf(prompts);
+    if (media.length === 0) return { features: null, trained: false };
+    const batch = visionBatch(media, config, model.visionRope, model);
+    this.#ownTensors([batch.pixels, batch.rope.cos, batch.rope.sin]);
+    const trained = this.#tape !== null && options.freezeVision !== true;
+    const features = visionTower(batch, model.vision, config, trained ? step : plainStep);
+    if (!trained) this.#ownTensors([features]);
+    return { features, trained };
+  }
+
+  #own<T extends Disposable>(item: T): T {
+    this.#owned.push(item);
+    return item;
+  }
+
+  /** Steps may run again in the backward, so what they close over lives as long as the pass. */
+  #ownTensors(tensors: readonly Tensor[]): void {
+    for (const tensor of tensors) this.#own(keep(tensor));
+  }
+}
+
+/** Cached features per group in the order of embedTokens: all images, then all videos. */
+function joinFeatures(cache: readonly (Tensor | null)[], pack: Packed, config: Qwen2VLConfig): Tensor | null {
+  invariant(
+    cache.length === pack.groups.length,
+    `visionCache has ${cache.length} entries for ${pack.groups.length} groups`,
+  );
+  const merged = config.vision.spatialMergeSize ** 2;
+  const images: Tensor[] = [];
+  const videos: Tensor[] = [];
+  cache.forEach((features, i) => {
+    if (features === null) return;
+    const prompt = pack.groups[i]?.prompt;
+    const imageRows = (prompt?.images ?? []).reduce((sum, { grid: [t, h, w] }) => sum + (t * h * w) / merged, 0);
+    if (imageRows > 0) images.push(slice(features, 0, 0, imageRows));
+    if (features.size(0) > imageRows) videos.push(slice(features, 0, imageRows, features.size(0)));
+  });
+  const all = [...images, ...videos];
+  return all.length === 0 ? null : cat(all, 0);
+}

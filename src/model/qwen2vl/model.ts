@@ -1,0 +1,145 @@
+/** Qwen2-VL (arXiv:2409.12191) with its weights: load, save, and the forward passes that sampling and training are made of. */
+
+import { invariant } from "../../errors.ts";
+import { noGrad } from "../../torch/autograd.ts";
+import { linear } from "../../torch/ops.ts";
+import { scope } from "../../torch/scope.ts";
+import type { Device, DType, Tensor } from "../../torch/tensor.ts";
+import type { VisionInput } from "../../types.ts";
+import type { AttentionPlan } from "../attention.ts";
+import type { Packed } from "../packed.ts";
+import type { Parameter } from "../parameter.ts";
+import { PackedPass, type PassModel, type PassOptions } from "../pass.ts";
+import { Rope } from "../rope.ts";
+import { plainStep } from "../tape.ts";
+import { copyParameters, loadParameters, randomParameters, saveFolder } from "../weights.ts";
+import { configJson, generationJson, headDim, type Qwen2VLConfig, readConfig } from "./config.ts";
+import { groupWeights, parameterSpecs, type TextWeights, type VisionWeights } from "./parameters.ts";
+import { embedTokens, rmsNorm, textLayers } from "./text.ts";
+import { visionBatch, visionTower } from "./vision.ts";
+
+export interface ModelOptions {
+  device: Device;
+  /** Of weights and activations; float64 is for gradient checks. */
+  dtype: DType;
+}
+
+export class Qwen2VL implements Disposable {
+  readonly config: Qwen2VLConfig;
+  readonly device: Device;
+  readonly dtype: DType;
+  /** In the order of the forward pass. A tied head is the embedding, and is here once. */
+  readonly parameters: readonly Parameter[];
+  readonly weights: { text: TextWeights; vision: VisionWeights };
+  readonly #textRope: Rope;
+  readonly #visionRope: Rope;
+
+  private constructor(config: Qwen2VLConfig, parameters: readonly Parameter[], options: ModelOptions) {
+    this.config = config;
+    this.device = options.device;
+    this.dtype = options.dtype;
+    this.parameters = parameters;
+    this.weights = groupWeights(config, parameters);
+    const { text, vision } = config;
+    const quarter = vision.embedDim / vision.numHeads / 4;
+    const { device } = options;
+    this.#textRope = new Rope({ sections: text.mropeSection, theta: text.ropeTheta, restart: false, device });
+    this.#visionRope = new Rope({ sections: [quarter, quarter], theta: 10000, restart: true, device });
+  }
+
+  /**
+   * Reads a Hugging Face folder (config.json, model.safetensors or its shards), in either of the two layouts.
+   * @throws CheckpointError naming every missing, unexpected and misshapen tensor.
+   */
+  static load(folder: string, options: ModelOptions): Qwen2VL {
+    const config = readConfig(folder);
+    const ignored = config.tieWordEmbeddings ? ["lm_head.weight"] : []; // some writers store the tied head again
+    return new Qwen2VL(config, loadParameters(folder, parameterSpecs(config), { ...options, ignored }), options);
+  }
+
+  /** Fresh random weights, a function of the seed on one kind of device. */
+  static random(config: Qwen2VLConfig, options: ModelOptions & { seed: number }): Qwen2VL {
+    return new Qwen2VL(config, randomParameters(parameterSpecs(config), options), options);
+  }
+
+  /** A frozen copy: the same values in new memory, no gradients. */
+  clone(): Qwen2VL {
+    return new Qwen2VL(this.config, copyParameters(this.parameters), this);
+  }
+
+  /**
+   * Writes a folder that transformers loads: config.json, generation_config.json, weights under Qwen2-VL's original names.
+   * Every file is replaced whole; a folder that must appear at once is the caller's business (write beside it, then rename).
+   * @param options.copyFrom a folder whose tokenizer and processor files are copied along
+   */
+  save(folder: string, options: { copyFrom?: string; maxShardBytes?: number } = {}): void {
+    const files = {
+      "config.json": configJson(this.config, this.dtype),
+      "generation_config.json": generationJson(this.config),
+    };
+    saveFolder(folder, this.parameters, files, options);
+  }
+
+  /** Features of images and videos, in the order given: [sum(t * h * w / merge^2), hidden]. No gradient. Belongs to the caller. */
+  visionFeatures(inputs: readonly VisionInput[]): Tensor {
+    invariant(inputs.length > 0, "visionFeatures needs an image or a video");
+    return scope(() =>
+      visionTower(
+        visionBatch(inputs, this.config, this.#visionRope, this),
+        this.weights.vision,
+        this.config,
+        plainStep,
+      ),
+    );
+  }
+
+  /**
+   * Input embeddings [T, hidden]. `features` (see visionFeatures and mediaOf) fill the placeholder rows: all images of `ids` in order,
+   * then all videos in order. Ids on the device (int64 [T]) are text only: nothing waits for their values. No gradient.
+   * @throws ShapeError when features and placeholders do not match in number
+   */
+  embed(ids: Int32Array | Tensor, features: Tensor | null): Tensor {
+    return scope(() => noGrad(() => embedTokens(ids, features, this.weights.text, this.config)));
+  }
+
+  /** Input embeddings [T, hidden] up to the final norm, [T, hidden]; positions [3, T]. Works under capture when positions are on the device. */
+  forward(hidden: Tensor, positions: Int32Array | Tensor, plan: AttentionPlan): Tensor {
+    return scope(() =>
+      noGrad(() => {
+        const rope = this.#textRope.table(positions, this.dtype);
+        const last = textLayers(hidden, this.weights.text, this.config, rope, plan, plainStep);
+        return rmsNorm(last, this.weights.text.norm, this.config.text.rmsNormEps);
+      }),
+    );
+  }
+
+  /** Logits [T, vocab] of normed hidden states [T, hidden], in the model's dtype. */
+  logits(hidden: Tensor): Tensor {
+    return noGrad(() => linear(hidden, this.weights.text.head));
+  }
+
+  /** Log-probabilities and entropies of all completion tokens of a pack, and their backward. The caller disposes the pass. */
+  pass(pack: Packed, options: PassOptions): PackedPass {
+    const model: PassModel = {
+      config: this.config,
+      device: this.device,
+      dtype: this.dtype,
+      text: this.weights.text,
+      vision: this.weights.vision,
+      textRope: this.#textRope,
+      visionRope: this.#visionRope,
+    };
+    return new PackedPass(model, pack, options);
+  }
+
+  /** Positions per head: what a key-value cache holds for each token and layer is 2 * numKvHeads * headDim values. */
+  get headDim(): number {
+    return headDim(this.config);
+  }
+
+  [Symbol.dispose](): void {
+    for (const { tensor } of this.parameters) tensor.free();
+    this.#textRope[Symbol.dispose]();
+    this.#visionRope[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,161 @@
+/**
+ * The vision tower of Qwen2-VL: a linear map of each 14 x 14 x 2 patch, pre-norm transformer blocks with 2-D rotary positions whose
+ * patches attend within their own frame pair only, and a merger of 2 x 2 patches into one feature of the language model's width.
+ *
+ * Shapes: N patches, E embedding size, A heads, D head size, M merged features, X the language model's hidden size.
+ */
+
+import { ShapeError } from "../../errors.ts";
+import {
+  add,
+  cat,
+  gelu,
+  layerNorm,
+  linear,
+  mul,
+  reshape,
+  scaledDotProductAttention,
+  sigmoid,
+  split,
+  transpose,
+} from "../../torch/ops.ts";
+import { type Device, type DType, fromArray, type Tensor } from "../../torch/tensor.ts";
+import type { VisionInput } from "../../types.ts";
+import { type Rope, type RopeTable, rotate } from "../rope.ts";
+import type { Step } from "../tape.ts";
+import { patchWidth, type Qwen2VLConfig } from "./config.ts";
+import type { Affine, VisionBlockWeights, VisionWeights } from "./parameters.ts";
+
+const EPSILON = 1e-6; // of every LayerNorm in the tower
+
+/** What the blocks need beside weights: patches as one tensor, their rotation, and runs of frames with equally many patches. */
+export interface VisionBatch {
+  pixels: Tensor; // [N, patchWidth]
+  rope: RopeTable;
+  runs: { frames: number; patches: number }[]; // patches per frame pair; rows are in this order
+}
+
+/**
+ * Uploads media, in order. The tensors belong to the caller.
+ * @throws ShapeError when pixels do not fit their grid, or a grid does not divide by the merge size.
+ */
+export function visionBatch(
+  inputs: readonly VisionInput[],
+  config: Qwen2VLConfig,
+  rope: Rope,
+  options: { device: Device; dtype: DType },
+): VisionBatch {
+  const width = patchWidth(config);
+  const merge = config.vision.spatialMergeSize;
+  const total = inputs.reduce((sum, { grid: [t, h, w] }) => sum + t * h * w, 0);
+  const pixels = new Float32Array(total * width);
+  const positions = new Int32Array(2 * total);
+  const runs: VisionBatch["runs"] = [];
+  let row = 0;
+  for (const { pixels: own, grid } of inputs) {
+    const [t, h, w] = grid;
+    if (h % merge !== 0 || w % merge !== 0)
+      throw new ShapeError("vision", `a grid whose height and width divide by ${merge}`, grid);
+    if (own.length !== t * h * w * width)
+      throw new ShapeError("vision", `${t * h * w} patches of ${width} values for the grid [${grid}]`, [own.length]);
+    pixels.set(own, row * width);
+    const last = runs.at(-1);
+    if (last?.patches === h * w) last.frames += t;
+    else runs.push({ frames: t, patches: h * w });
+    row = placePatches(grid, merge, positions, row, total);
+  }
+  return {
+    pixels: fromArray(pixels, [total, width], options),
+    // rotated in float32 in 16-bit models too, as transformers does it
+    rope: rope.table(positions, options.dtype === "float64" ? "float64" : "float32"),
+    runs,
+  };
+}
+
+/** Patches [N, patchWidth] to features [M, X], in steps: the patch embedding, each block, the merger. */
+export function visionTower(batch: VisionBatch, weights: VisionWeights, config: Qwen2VLConfig, step: Step): Tensor {
+  let hidden = step(null, () => linear(batch.pixels, weights.patchEmbed)); // [N, E]
+  const advance = (run: (input: Tensor) => Tensor) => {
+    const next = step(hidden, (input) => run(input as Tensor));
+    hidden.free();
+    hidden = next;
+  };
+  for (const block of weights.blocks) advance((x) => visionBlock(x, block, config, batch));
+  advance((x) => mergePatches(x, weights, config));
+  return hidden;
+}
+
+function visionBlock(
+  x: Tensor,
+  weights: VisionBlockWeights,
+  config: Qwen2VLConfig,
+  { rope, runs }: VisionBatch,
+): Tensor {
+  const { embedDim: E, numHeads: A } = config.vision;
+  const N = x.size(0);
+  const D = E / A;
+  const qkv = reshape(affine(norm(x, weights.norm1), weights.qkv), [N, 3 * A, D]);
+  const [unrotated, v] = split(qkv, [2 * A, A], 1) as [Tensor, Tensor];
+  const [q, k] = split(rotate(unrotated, rope), [A, A], 1) as [Tensor, Tensor];
+  const attended = reshape(frameAttention(q, k, v, runs), [N, E]);
+  const h = add(x, affine(attended, weights.proj));
+  const up = affine(norm(h, weights.norm2), weights.fc1);
+  return add(h, affine(mul(up, sigmoid(mul(up, 1.702))), weights.fc2)); // quick GELU
+}
+
+/** Every frame pair attends to itself: q, k, v [N, A, D] to [N, A, D]. Frames of equal size are one batch. */
+function frameAttention(q: Tensor, k: Tensor, v: Tensor, runs: VisionBatch["runs"]): Tensor {
+  const [, A, D] = q.shape as [number, number, number];
+  const attend = (run: VisionBatch["runs"][number], ...rows: Tensor[]) => {
+    const [qf, kf, vf] = rows.map((x) => transpose(reshape(x, [run.frames, run.patches, A, D]), 1, 2)) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    return reshape(transpose(scaledDotProductAttention(qf, kf, vf), 1, 2), [run.frames * run.patches, A, D]);
+  };
+  if (runs.length === 1) return attend(runs[0] as VisionBatch["runs"][number], q, k, v);
+  const sizes = runs.map(({ frames, patches }) => frames * patches);
+  const [qs, ks, vs] = [q, k, v].map((x) => split(x, sizes, 0)) as [Tensor[], Tensor[], Tensor[]];
+  return cat(
+    runs.map((run, i) => attend(run, qs[i] as Tensor, ks[i] as Tensor, vs[i] as Tensor)),
+    0,
+  );
+}
+
+/** merge x merge neighbouring patches, which are consecutive rows, become one feature: [N, E] to [M, X]. */
+function mergePatches(x: Tensor, weights: VisionWeights, config: Qwen2VLConfig): Tensor {
+  const merged = config.vision.spatialMergeSize ** 2;
+  const rows = reshape(norm(x, weights.mergerNorm), [x.size(0) / merged, config.vision.embedDim * merged]);
+  return affine(gelu(affine(rows, weights.merger1), "none"), weights.merger2);
+}
+
+/** Writes (h, w) of every patch of a grid from `row` on, patches ordered by (t, h / merge, w / merge, h % merge, w % merge). */
+function placePatches(
+  grid: VisionInput["grid"],
+  merge: number,
+  positions: Int32Array,
+  row: number,
+  total: number,
+): number {
+  const [t, h, w] = grid;
+  for (let frame = 0; frame < t; frame++) {
+    for (let y = 0; y < h; y += merge) {
+      for (let x = 0; x < w; x += merge) {
+        for (let i = 0; i < merge * merge; i++, row++) {
+          positions[row] = y + Math.floor(i / merge);
+          positions[total + row] = x + (i % merge);
+        }
+      }
+    }
+  }
+  return row;
+}
+
+function affine(x: Tensor, { weight, bias }: Affine): Tensor {
+  return linear(x, weight, bias);
+}
+
+function norm(x: Tensor, { weight, bias }: Affine): Tensor {
+  return layerNorm(x, [x.size(-1)], weight, bias, EPSILON);
+}

@@ -1,0 +1,106 @@
+/**
+ * Rotary position embedding over several position axes: every rotary frequency turns with one axis. The language model's M-RoPE has
+ * the axes (t, h, w) (Qwen2-VL, arXiv:2409.12191 section 2.1); the vision tower's 2-D rotary has (h, w).
+ *
+ * Shapes: T tokens, A axes, D head size, F = D / 2 frequencies.
+ */
+
+import { noGrad } from "../torch/autograd.ts";
+import { op } from "../torch/dispatch.ts";
+import {
+  arange,
+  cast,
+  cat,
+  cos,
+  div,
+  indexSelect,
+  mul,
+  neg,
+  reciprocal,
+  sin,
+  to,
+  transpose,
+  unsqueeze,
+} from "../torch/ops.ts";
+import { keep, scope } from "../torch/scope.ts";
+import { type Device, type DType, fromArray, type Tensor } from "../torch/tensor.ts";
+
+/** Rotation of T tokens, [T, 1, D] each. The first half of `sin` is negated, which is what rotate() wants. */
+export interface RopeTable {
+  cos: Tensor;
+  sin: Tensor;
+}
+
+const roll = op("aten::roll");
+const addcmul = op("aten::addcmul");
+const powScalar = op("aten::pow.Scalar");
+
+/** The frequencies of one model part, and the axis that each of them follows. */
+export class Rope implements Disposable {
+  readonly #frequencies_F: Tensor; // float32
+  readonly #axes_F: Tensor; // int64
+  readonly #device: Device;
+  readonly #axisCount: number;
+
+  /** `sections[i]` frequencies follow axis i; `restart` gives every axis its own full range of frequencies, as the vision tower has it. */
+  constructor(options: { sections: readonly number[]; theta: number; restart: boolean; device: Device }) {
+    const { sections, theta, restart, device } = options;
+    this.#device = device;
+    this.#axisCount = sections.length;
+    const axes = sections.flatMap((count, axis) => Array<number>(count).fill(axis));
+    const total = restart ? (sections[0] as number) : axes.length;
+    const [frequencies, axesTensor] = scope(() => {
+      // float32 throughout and in this order: transformers' frequencies to the last bit
+      const exponents = div(arange(0, total, { dtype: "float32" }), total); // 2j / (2 total)
+      const one = reciprocal(powScalar(theta, exponents));
+      const all = restart
+        ? cat(
+            sections.map(() => one),
+            0,
+          )
+        : one;
+      return [to(all, { device }), fromArray(axes, [axes.length], { dtype: "int64", device })] as const;
+    });
+    this.#frequencies_F = keep(frequencies);
+    this.#axes_F = keep(axesTensor);
+  }
+
+  /** Positions [A, T], any integer type, on any device; or the same as a flat array, axis by axis. The table belongs to the caller. */
+  table(positions: Tensor | Int32Array, dtype: DType): RopeTable {
+    return scope(() =>
+      noGrad(() => {
+        const wide: DType = dtype === "float64" ? "float64" : "float32";
+        const onDevice =
+          positions instanceof Int32Array
+            ? fromArray(positions, [this.#axisCount, positions.length / this.#axisCount], {
+                dtype: wide,
+                device: this.#device,
+              })
+            : to(positions, { dtype: wide, device: this.#device });
+        const angles_TF = mul(indexSelect(transpose(onDevice, 0, 1), 1, this.#axes_F), cast(this.#frequencies_F, wide));
+        const c = cos(angles_TF);
+        const s = sin(angles_TF);
+        return {
+          cos: unsqueeze(cast(cat([c, c], 1), dtype), 1),
+          sin: unsqueeze(cast(cat([neg(s), s], 1), dtype), 1),
+        };
+      }),
+    );
+  }
+
+  [Symbol.dispose](): void {
+    this.#frequencies_F.free();
+    this.#axes_F.free();
+  }
+}
+
+/**
+ * Rotates every head of x [T, N, D]: (a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of a head.
+ * Done in the table's dtype, returned in x's.
+ */
+export function rotate(x: Tensor, table: RopeTable): Tensor {
+  const half = x.size(2) / 2;
+  const wide = table.cos.dtype === x.dtype ? x : cast(x, table.cos.dtype);
+  const turned = addcmul(mul(wide, table.cos), roll(wide, [half], [2]), table.sin);
+  return wide === x ? turned : cast(turned, x.dtype);
+}

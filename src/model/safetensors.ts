@@ -1,0 +1,236 @@
+/**
+ * The safetensors format: 8 bytes of header length (little endian), a JSON header of `{name: {dtype, shape, data_offsets}}`, then the
+ * raw data. Reading maps the file, so that a tensor costs nothing until it is copied; writing goes to a temporary name, is flushed to
+ * the disk, and then renamed, so that a crash never leaves a half-written file under the real name.
+ */
+
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
+import { CheckpointError } from "../errors.ts";
+import { contiguous, to, viewDtype } from "../torch/ops.ts";
+import { scope } from "../torch/scope.ts";
+import { type DType, MappedFile, type Tensor } from "../torch/tensor.ts";
+
+const DTYPES: Record<string, { dtype: DType; bytes: number }> = {
+  F64: { dtype: "float64", bytes: 8 },
+  F32: { dtype: "float32", bytes: 4 },
+  F16: { dtype: "float16", bytes: 2 },
+  BF16: { dtype: "bfloat16", bytes: 2 },
+  I64: { dtype: "int64", bytes: 8 },
+  I32: { dtype: "int32", bytes: 4 },
+  I16: { dtype: "int16", bytes: 2 },
+  U8: { dtype: "uint8", bytes: 1 },
+  BOOL: { dtype: "bool", bytes: 1 },
+};
+const NAMES = new Map(Object.entries(DTYPES).map(([name, { dtype }]) => [dtype, name]));
+
+const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementation
+
+interface Entry {
+  dtype: DType;
+  shape: number[];
+  offset: number; // from the start of the file
+}
+
+/** One open file. Its tensors are CPU views of the map, valid after close() too (a view keeps the map alive); do not write to them. */
+export class SafetensorsFile implements Disposable {
+  readonly path: string;
+  readonly metadata: Record<string, string>;
+  readonly #entries: Map<string, Entry>;
+  readonly #map: MappedFile;
+
+  /** @throws CheckpointError when the file is missing, cut off, or its header is damaged. */
+  constructor(path: string) {
+    this.path = path;
+    const { entries, metadata } = readHeader(path);
+    this.#entries = entries;
+    this.metadata = metadata;
+    this.#map = MappedFile.open(path);
+  }
+
+  names(): string[] {
+    return [...this.#entries.keys()];
+  }
+
+  shape(name: string): readonly number[] {
+    return this.#entry(name).shape;
+  }
+
+  tensor(name: string): Tensor {
+    const { offset, shape, dtype } = this.#entry(name);
+    return this.#map.tensor(offset, shape, dtype);
+  }
+
+  [Symbol.dispose](): void {
+    this.#map.close();
+  }
+
+  #entry(name: string): Entry {
+    const entry = this.#entries.get(name);
+    if (entry === undefined) throw new CheckpointError(this.path, `no tensor named "${name}"`);
+    return entry;
+  }
+}
+
+/**
+ * Opens the weights of a Hugging Face folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+ * @throws CheckpointError when there are none, a shard is missing, or two shards hold the same tensor.
+ */
+export function openShards(folder: string): { files: SafetensorsFile[]; fileOf: Map<string, SafetensorsFile> } {
+  const indexPath = join(folder, "model.safetensors.index.json");
+  const single = join(folder, "model.safetensors");
+  let paths = [single];
+  if (existsSync(indexPath)) {
+    const index = parseJson(indexPath, readFileSync(indexPath, "utf8")) as { weight_map?: Record<string, string> };
+    if (index.weight_map === undefined) throw new CheckpointError(indexPath, "has no weight_map");
+    paths = [...new Set(Object.values(index.weight_map))].map((name) => join(folder, name));
+  } else if (!existsSync(single)) {
+    throw new CheckpointError(folder, "holds neither model.safetensors nor model.safetensors.index.json");
+  }
+  const files = paths.map((path) => new SafetensorsFile(path));
+  const fileOf = new Map<string, SafetensorsFile>();
+  for (const file of files) {
+    for (const name of file.names()) {
+      const other = fileOf.get(name);
+      if (other !== undefined) throw new CheckpointError(file.path, `tensor "${name}" is also in ${other.path}`);
+      fileOf.set(name, file);
+    }
+  }
+  return { files, fileOf };
+}
+
+/**
+ * Writes tensors of any device in the given order, one at a time, so that the host never holds more than one of them.
+ * `bytes` are asked for when a tensor's turn comes, after its shape and dtype were declared for the header.
+ */
+export function writeSafetensors(
+  path: string,
+  tensors: { name: string; dtype: DType; shape: readonly number[]; read: () => Tensor }[],
+  metadata: Record<string, string> = { format: "pt" },
+): void {
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let end = 0;
+  for (const { name, dtype, shape } of tensors) {
+    const begin = end;
+    end += byteLength(dtype, shape);
+    header[name] = { dtype: NAMES.get(dtype), shape, data_offsets: [begin, end] };
+  }
+  const text = Buffer.from(JSON.stringify(header));
+  const padding = Buffer.alloc((8 - (text.length % 8)) % 8, " "); // data starts at a multiple of 8 bytes
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(text.length + padding.length));
+  replaceFile(path, (fd) => {
+    writeAll(fd, Buffer.concat([length, text, padding]));
+    for (const { read } of tensors) scope(() => writeAll(fd, tensorBytes(read())));
+  });
+}
+
+/** Bytes of a tensor of this shape. */
+export function byteLength(dtype: DType, shape: readonly number[]): number {
+  const name = NAMES.get(dtype);
+  return shape.reduce((a, b) => a * b, 1) * (DTYPES[name as string] as { bytes: number }).bytes;
+}
+
+/** Creates or replaces a file so that its old content stays whole until all of the new one is on the disk. */
+export function replaceFile(path: string, write: (fd: number) => void): void {
+  const temporary = `${path}.tmp-${process.pid}`;
+  const fd = openSync(temporary, "w");
+  try {
+    write(fd);
+    fsyncSync(fd);
+  } catch (error) {
+    rmSync(temporary);
+    throw error;
+  } finally {
+    closeSync(fd);
+  }
+  renameSync(temporary, path);
+  const folder = openSync(dirname(path), "r"); // the rename itself must reach the disk too
+  try {
+    fsyncSync(folder);
+  } finally {
+    closeSync(folder);
+  }
+}
+
+function tensorBytes(tensor: Tensor): Uint8Array {
+  // bfloat16 and float16 have no typed array in JavaScript: their bits are read as int16
+  const half = tensor.dtype === "bfloat16" || tensor.dtype === "float16";
+  const onHost = to(tensor, { device: "cpu" });
+  const array = (half ? viewDtype(contiguous(onHost), "int16") : onHost).toArray();
+  return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+}
+
+function writeAll(fd: number, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length; ) {
+    done += writeSync(fd, bytes, done, Math.min(bytes.length - done, 1 << 30)); // one write call takes at most 2 GiB
+  }
+}
+
+function readHeader(path: string): { entries: Map<string, Entry>; metadata: Record<string, string> } {
+  if (!existsSync(path)) throw new CheckpointError(path, "no such file");
+  const size = statSync(path).size;
+  const fd = openSync(path, "r");
+  let text: string;
+  let start: number;
+  try {
+    const length = Buffer.alloc(8);
+    if (readSync(fd, length, 0, 8, 0) < 8) throw new CheckpointError(path, "is shorter than a safetensors header");
+    const headerBytes = Number(length.readBigUInt64LE());
+    start = 8 + headerBytes;
+    if (headerBytes > MAX_HEADER_BYTES || start > size) {
+      throw new CheckpointError(path, `header of ${headerBytes} bytes does not fit a file of ${size} bytes`);
+    }
+    const header = Buffer.alloc(headerBytes);
+    readSync(fd, header, 0, headerBytes, 8);
+    text = header.toString("utf8");
+  } finally {
+    closeSync(fd);
+  }
+  const json = parseJson(path, text) as Record<
+    string,
+    { dtype: string; shape: number[]; data_offsets: [number, number] }
+  >;
+  const entries = new Map<string, Entry>();
+  let metadata: Record<string, string> = {};
+  for (const [name, value] of Object.entries(json)) {
+    if (name === "__metadata__") {
+      metadata = value as unknown as Record<string, string>;
+      continue;
+    }
+    const { dtype: dtypeName, shape, data_offsets } = value ?? {};
+    if (!Array.isArray(shape) || !Array.isArray(data_offsets))
+      throw new CheckpointError(path, `malformed header entry "${name}"`);
+    const type = DTYPES[dtypeName];
+    if (type === undefined) throw new CheckpointError(path, `tensor "${name}" has the unsupported dtype ${dtypeName}`);
+    const [begin, end] = data_offsets;
+    const wanted = byteLength(type.dtype, shape);
+    if (end - begin !== wanted || begin < 0 || start + end > size) {
+      throw new CheckpointError(
+        path,
+        `tensor "${name}" ${dtypeName} [${shape.join(", ")}] needs ${wanted} bytes, its range is [${begin}, ${end}) of ${size - start}; the file is cut off or damaged`,
+      );
+    }
+    entries.set(name, { dtype: type.dtype, shape, offset: start + begin });
+  }
+  return { entries, metadata };
+}
+
+function parseJson(path: string, text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new CheckpointError(path, "is not valid JSON", {}, error);
+  }
+}

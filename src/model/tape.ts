@@ -1,0 +1,70 @@
+/**
+ * Backward by hand over a chain of steps, autograd only inside one step. A step's input and output are cut off from its neighbours, so
+ * nothing is kept beyond what one layer needs, a layer can be recomputed, and gradients of a layer are complete as soon as the walk
+ * has passed it.
+ */
+
+import { invariant } from "../errors.ts";
+import { backward, enableGrad, noGrad } from "../torch/autograd.ts";
+import { detach } from "../torch/ops.ts";
+import { keep, scope } from "../torch/scope.ts";
+import type { Tensor } from "../torch/tensor.ts";
+
+/** Runs one part of a chain: the input of the first part is null (it has no input that wants a gradient). The result is the caller's. */
+export type Step = (input: Tensor | null, run: (input: Tensor | null) => Tensor) => Tensor;
+
+/** A step that records nothing. */
+export const plainStep: Step = (input, run) => scope(() => noGrad(() => run(input)));
+
+/** What backward needs of a step: "none" keeps the graph of every step, "layer" keeps inputs only and runs each step again. */
+export type Recompute = "none" | "layer";
+
+export class Tape implements Disposable {
+  readonly #recompute: Recompute;
+  readonly #steps: { run: (input: Tensor | null) => Tensor; leaf: Tensor | null; output: Tensor | null }[] = [];
+
+  constructor(recompute: Recompute) {
+    this.#recompute = recompute;
+  }
+
+  /** The output shares no graph with the input. Freeing input and output is the caller's business; the tape holds its own. */
+  readonly step: Step = (input, run) => {
+    invariant((input === null) === (this.#steps.length === 0), "only the first step of a tape has no input");
+    const leaf = input === null ? null : keep(detach(input)).setRequiresGrad(true);
+    if (this.#recompute === "layer") {
+      this.#steps.push({ run, leaf, output: null });
+      return scope(() => noGrad(() => run(leaf)));
+    }
+    const output = keep(scope(() => enableGrad(() => run(leaf))));
+    this.#steps.push({ run, leaf, output });
+    return detach(output);
+  };
+
+  /** Walks back from the gradient of the last output, adding to the gradients of every parameter the steps used. Once per tape. */
+  backward(dOutput: Tensor): void {
+    let gradient = dOutput;
+    for (let last = this.#steps.pop(); last !== undefined; last = this.#steps.pop()) {
+      const { run, leaf, output } = last;
+      const next = scope(() => {
+        const y = output ?? enableGrad(() => run(leaf));
+        backward([y], [gradient]);
+        return leaf?.grad ?? null;
+      });
+      if (gradient !== dOutput) gradient.free();
+      leaf?.free();
+      output?.free();
+      if (next === null) {
+        invariant(this.#steps.length === 0, "a step gave its input no gradient");
+        return;
+      }
+      gradient = next;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const { leaf, output } of this.#steps.splice(0)) {
+      leaf?.free();
+      output?.free();
+    }
+  }
+}

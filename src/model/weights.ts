@@ -1,0 +1,203 @@
+/**
+ * Between a model's parameters and the tensors of a Hugging Face folder. Two name layouts are read, Qwen2-VL's original one
+ * (`model.*`, `visual.*`, `lm_head.*`) and that of transformers >= 4.52 (`model.language_model.*`, `model.visual.*`); the original is written.
+ */
+
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { CheckpointError } from "../errors.ts";
+import { noGrad } from "../torch/autograd.ts";
+import { clone, copy_, empty, fill_, mul, randn, reshape, slice } from "../torch/ops.ts";
+import { Generator } from "../torch/random.ts";
+import { keep, scope } from "../torch/scope.ts";
+import type { Device, DType, Tensor } from "../torch/tensor.ts";
+import type { Parameter, ParameterPart, ParameterSpec } from "./parameter.ts";
+import { byteLength, openShards, replaceFile, writeSafetensors } from "./safetensors.ts";
+
+/** A name of either layout in the original one. */
+export function originalName(name: string): string {
+  if (name.startsWith("model.language_model.")) return `model.${name.slice("model.language_model.".length)}`;
+  if (name.startsWith("model.visual.")) return name.slice("model.".length);
+  return name;
+}
+
+/**
+ * Reads all parameters from a folder, converting the dtype on the way to the device.
+ * `ignored` names may be present and are not read (the copy of a tied head).
+ * @throws CheckpointError that lists every missing, unexpected and misshapen tensor at once.
+ */
+export function loadParameters(
+  folder: string,
+  specs: readonly ParameterSpec[],
+  options: { device: Device; dtype: DType; ignored?: readonly string[] },
+): Parameter[] {
+  const { files, fileOf } = openShards(folder);
+  try {
+    const stored = new Map([...fileOf].map(([name, file]) => [originalName(name), { name, file }]));
+    const parts = specs.flatMap((spec) => spec.parts);
+    const missing = parts.filter((part) => !stored.has(part.name)).map((part) => part.name);
+    const known = new Set([...parts.map((part) => part.name), ...(options.ignored ?? [])]);
+    const unexpected = [...stored.values()]
+      .filter(({ name }) => !known.has(originalName(name)))
+      .map(({ name }) => name);
+    const misshapen = parts.flatMap((part) => {
+      const found = stored.get(part.name);
+      const shape = found?.file.shape(found.name);
+      return shape === undefined || same(shape, part.shape)
+        ? []
+        : [`${part.name}: expected [${part.shape.join(", ")}], got [${shape.join(", ")}]`];
+    });
+    const problems = [...list("missing", missing), ...list("unexpected", unexpected), ...list("misshapen", misshapen)];
+    if (problems.length > 0) {
+      throw new CheckpointError(folder, `weights do not fit the config; ${problems.join("; ")}`, {
+        missing,
+        unexpected,
+        misshapen,
+      });
+    }
+    return specs.map((spec) =>
+      makeParameter(spec, options, (tensor) => {
+        for (const part of spec.parts) {
+          const { name, file } = stored.get(part.name) as { name: string; file: (typeof files)[number] };
+          copyRows(tensor, part, file.tensor(name));
+        }
+      }),
+    );
+  } finally {
+    for (const file of files) file[Symbol.dispose]();
+  }
+}
+
+/** Fresh random parameters, drawn on the device. The same seed, dtype and kind of device give the same weights. */
+export function randomParameters(
+  specs: readonly ParameterSpec[],
+  options: { device: Device; dtype: DType; seed: number },
+): Parameter[] {
+  using generator = new Generator(options.seed, options.device);
+  return specs.map((spec) =>
+    makeParameter(spec, options, (tensor) => {
+      if ("constant" in spec.init) {
+        fill_(tensor, spec.init.constant);
+        return;
+      }
+      // drawn in float32 whatever the dtype, so that bfloat16 weights are the rounded float32 ones
+      const draws = randn(spec.shape, { dtype: "float32", device: options.device, generator });
+      copy_(tensor, mul(draws, spec.init.std));
+    }),
+  );
+}
+
+/** A frozen copy in new memory. */
+export function copyParameters(parameters: readonly Parameter[]): Parameter[] {
+  return parameters.map(({ name, parts, tensor }) => ({
+    name,
+    parts,
+    tensor: keep(noGrad(() => clone(tensor))),
+  }));
+}
+
+/** Files of a model folder that belong to the tokenizer and the processor. */
+const COMPANIONS = [
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "vocab.json",
+  "merges.txt",
+  "added_tokens.json",
+  "special_tokens_map.json",
+  "chat_template.json",
+  "chat_template.jinja",
+  "preprocessor_config.json",
+  "processor_config.json",
+  "video_preprocessor_config.json",
+];
+
+/**
+ * Writes a Hugging Face folder: config.json, generation_config.json, and the weights in shards of at most `maxShardBytes`.
+ * `copyFrom` is a folder whose tokenizer and processor files are copied along.
+ */
+export function saveFolder(
+  folder: string,
+  parameters: readonly Parameter[],
+  files: Record<string, unknown>,
+  options: { copyFrom?: string | undefined; maxShardBytes?: number | undefined } = {},
+): void {
+  mkdirSync(folder, { recursive: true });
+  const limit = options.maxShardBytes ?? 5e9;
+  const shards: { parameter: Parameter; part: ParameterPart }[][] = [];
+  let room = 0;
+  for (const parameter of parameters) {
+    for (const part of parameter.parts) {
+      const bytes = byteLength(parameter.tensor.dtype, part.shape);
+      if (shards.length === 0 || bytes > room) {
+        shards.push([]);
+        room = limit;
+      }
+      shards.at(-1)?.push({ parameter, part });
+      room -= bytes;
+    }
+  }
+  const weightMap: Record<string, string> = {};
+  const names = shards.map((_, i) =>
+    shards.length === 1
+      ? "model.safetensors"
+      : `model-${String(i + 1).padStart(5, "0")}-of-${String(shards.length).padStart(5, "0")}.safetensors`,
+  );
+  let totalSize = 0;
+  shards.forEach((shard, i) => {
+    const name = names[i] as string;
+    const entries = shard.map(({ parameter: { tensor }, part }) => ({
+      name: part.name,
+      dtype: tensor.dtype,
+      shape: part.shape,
+      read: () => noGrad(() => reshape(slice(tensor, 0, ...part.rows), part.shape)),
+    }));
+    for (const { name: tensorName, dtype, shape } of entries) {
+      weightMap[tensorName] = name;
+      totalSize += byteLength(dtype, shape);
+    }
+    writeSafetensors(join(folder, name), entries);
+  });
+  if (shards.length > 1)
+    files = {
+      ...files,
+      "model.safetensors.index.json": { metadata: { total_size: totalSize }, weight_map: weightMap },
+    };
+  for (const [name, json] of Object.entries(files)) writeJson(join(folder, name), json);
+  // weights of an earlier save under other names would be read too
+  for (const old of readdirSync(folder)) {
+    const surplusIndex = old === "model.safetensors.index.json" && shards.length === 1;
+    if (surplusIndex || (/^model.*\.safetensors$/.test(old) && !names.includes(old))) rmSync(join(folder, old));
+  }
+  for (const name of options.copyFrom === undefined ? [] : COMPANIONS) {
+    const source = join(options.copyFrom as string, name);
+    const target = join(folder, name);
+    if (existsSync(source) && resolve(source) !== resolve(target)) copyFileSync(source, target);
+  }
+}
+
+function writeJson(path: string, json: unknown): void {
+  replaceFile(path, (fd) => writeSync(fd, `${JSON.stringify(json, null, 2)}\n`));
+}
+
+function makeParameter(
+  spec: ParameterSpec,
+  options: { device: Device; dtype: DType },
+  fill: (tensor: Tensor) => void,
+): Parameter {
+  const tensor = keep(empty(spec.shape, options));
+  scope(() => noGrad(() => fill(tensor)));
+  return { name: spec.name, tensor: tensor.setRequiresGrad(true), parts: spec.parts };
+}
+
+function copyRows(tensor: Tensor, part: ParameterPart, source: Tensor): void {
+  const rows = slice(tensor, 0, ...part.rows);
+  copy_(rows, reshape(source, rows.shape));
+}
+
+function same(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((n, i) => n === b[i]);
+}
+
+function list(kind: string, names: readonly string[]): string[] {
+  return names.length === 0 ? [] : [`${names.length} ${kind}: ${names.join(", ")}`];
+}
