@@ -215,26 +215,37 @@ const evaluation = z.strictObject({
 
 /** Sizes of the rendered data set (`make-dataset`). */
 const rendered = z.strictObject({
-  trainVideos: positive().default(320).meta({ description: "Training videos." }),
-  questionsPerVideo: positive().default(4).meta({ description: "Training questions per video." }),
-  sftRecords: positive().default(640).meta({ description: "Training questions that get a chain of thought." }),
+  trainVideos: positive().default(400).meta({ description: "Training videos." }),
+  questionsPerVideo: positive()
+    .default(12)
+    .meta({ description: "Training questions per video, with other recipes to finish." }),
+  sftVideos: positive()
+    .default(48)
+    .meta({ description: "Training videos, the first ones, that have chains of thought." }),
+  sftRecords: positive().default(8000).meta({ description: "Questions about those videos with a chain of thought." }),
   L1: positive().default(240).meta({ description: "Held-out questions in the training environment." }),
   L2: positive().default(120).meta({ description: "Questions in other environments." }),
-  L3: positive()
-    .default(120)
-    .meta({ description: "Questions in another environment, with goals and recipes never trained on." }),
+  L3: positive().default(120).meta({
+    description: "Questions in another environment, with goals and recipes never trained on.",
+  }),
 });
 
 /** Shape of a small policy that starts from random weights (`quickstart`). */
 const tinyModel = z.strictObject({
   hiddenSize: positive().default(128).meta({ description: "Width of the language model." }),
-  intermediateSize: positive().default(384).meta({ description: "Width of its MLP." }),
-  layers: positive().default(4).meta({ description: "Layers of the language model." }),
-  heads: positive().default(4).meta({ description: "Query heads." }),
-  kvHeads: positive().default(2).meta({ description: "Key/value heads." }),
-  visionWidth: positive().default(96).meta({ description: "Width of the vision tower." }),
+  intermediateSize: positive().default(256).meta({ description: "Width of its MLP." }),
+  layers: positive().default(3).meta({ description: "Layers of the language model." }),
+  heads: positive().default(8).meta({ description: "Query heads." }),
+  kvHeads: positive().default(4).meta({ description: "Key/value heads." }),
+  ropeTheta: z.number().positive().default(100).meta({
+    description: "Base of the rotary frequencies; low, since prompts are short and must be found by position.",
+  }),
+  initializerRange: z.number().positive().default(0.1).meta({
+    description: "Standard deviation of the random weights; 0.02 [Qwen2-VL] is too small for a model this narrow.",
+  }),
+  visionWidth: positive().default(64).meta({ description: "Width of the vision tower." }),
   visionLayers: positive().default(2).meta({ description: "Layers of the vision tower." }),
-  visionHeads: positive().default(3).meta({ description: "Heads of the vision tower." }),
+  visionHeads: positive().default(2).meta({ description: "Heads of the vision tower." }),
 });
 
 export const configSchema = z.strictObject({

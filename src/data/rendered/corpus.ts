@@ -18,7 +18,7 @@ export function renderedCorpus(): string[] {
   ];
   const texts = [CHAT_FRAME, ` ${words.join(" ")}`];
   for (let i = 0; i < 64; i++) {
-    const record = sftRecord(planVideo(0, "train", i), 0, 1, 0);
+    const record = sftRecord(planVideo(0, "train", i), 0);
     texts.push(record.response, ...record.prompt[0]!.content.map((part) => (part.type === "text" ? part.text : "")));
     const { question, choice_a, choice_b, choice_c, choice_d } = validationRecord(planVideo(0, "L3", i));
     texts.push(seedPrompt(question, letteredOptions([choice_a, choice_b, choice_c, choice_d])));

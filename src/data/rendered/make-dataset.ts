@@ -21,7 +21,9 @@ export interface RenderedOptions {
   trainVideos: number;
   /** Training questions about each training video. */
   questionsPerVideo: number;
-  /** Training questions with a chain of thought. */
+  /** Training videos, the first ones, that have questions with a chain of thought. */
+  sftVideos: number;
+  /** Questions with a chain of thought, spread evenly over those videos. */
   sftRecords: number;
   L1: number;
   L2: number;
@@ -44,7 +46,7 @@ export interface RenderedDataset {
 }
 
 /** Raise it with every change that alters a record or a pixel, so that older folders are rendered anew. */
-const FORMAT_VERSION = 1;
+const FORMAT_VERSION = 2;
 /** Videos in flight: while one is drawn here, others are being encoded by their ffmpeg. */
 const IN_FLIGHT = 3;
 const SPLITS = ["train", "L1", "L2", "L3"] as const;
@@ -131,13 +133,7 @@ async function renderMissing(
 
 async function renderVideo(root: string, video: PlannedVideo): Promise<void> {
   const { clip, source } = video;
-  const picture = renderObservation(
-    clip.environment,
-    video.candidates,
-    video.distractors,
-    ...video.keys,
-    "observation",
-  );
+  const picture = renderObservation(clip.environment, video.supply, ...video.keys, "observation");
   const pictureFile = path.join(root, "images", source, video.imageName);
   const pictureWritten = encodePicture(pictureFile, picture, SCENE_WIDTH, SCENE_HEIGHT);
   const videoFile = path.join(root, "videos", source, video.videoName);
@@ -156,10 +152,10 @@ async function writeAnnotations(
   const questions = Array.from({ length: per }, (_, number) => train.map((video) => ({ video, number }))).flat();
   const lines = (records: readonly object[]) => records.map((record) => `${JSON.stringify(record)}\n`).join("");
   await writeWhole(dataset.training, lines(questions.map(({ video, number }) => trainingRecord(video, number, per))));
-  const sft = Array.from({ length: options.sftRecords }, (_, i) => {
-    const { video, number } = questions[i % questions.length]!;
-    return sftRecord(video, number, per, Math.floor(i / questions.length));
-  });
+  const taught = train.slice(0, options.sftVideos);
+  const sft = Array.from({ length: options.sftRecords }, (_, i) =>
+    sftRecord(taught[i % taught.length]!, Math.floor(i / taught.length)),
+  );
   await writeWhole(dataset.sft, lines(sft));
   for (const level of ["L1", "L2", "L3"] as const) {
     const records = videos.filter((video) => video.split === level).map(validationRecord);
@@ -189,8 +185,8 @@ async function withoutFinished(root: string, videos: readonly PlannedVideo[]): P
 }
 
 function newManifest(options: RenderedOptions): Manifest {
-  const { seed, trainVideos, questionsPerVideo, sftRecords, L1, L2, L3 } = options;
-  const ordered: RenderedOptions = { seed, trainVideos, questionsPerVideo, sftRecords, L1, L2, L3 };
+  const { seed, trainVideos, questionsPerVideo, sftVideos, sftRecords, L1, L2, L3 } = options;
+  const ordered: RenderedOptions = { seed, trainVideos, questionsPerVideo, sftVideos, sftRecords, L1, L2, L3 };
   const hash = createHash("sha256")
     .update(JSON.stringify([FORMAT_VERSION, ordered]))
     .digest("hex");

@@ -25,9 +25,9 @@ export function pieceName(piece: Piece): string {
   return `${piece.colour} ${piece.shape}`;
 }
 
-/** The action an option names, e.g. `place the red star`. */
+/** The action an option names, e.g. `red star next`. The piece comes first: a small policy then finds the option's letter sooner. */
 export function actionText(piece: Piece): string {
-  return `place the ${pieceName(piece)}`;
+  return `${pieceName(piece)} next`;
 }
 
 /** A third of the 48 colour-shape pairs, two of every colour, never occur in training, L1 or L2. */
@@ -111,19 +111,18 @@ export function heldOutGoal(domain: Domain, ...keys: RandomKey[]): Goal {
   return { name: pick<string>(goals, ...keys, "goal"), domain, scenario };
 }
 
-/** Five pieces of different colours: only training pairs, or only held-out pairs. */
-export function drawRecipe(heldOut: boolean, ...keys: RandomKey[]): Recipe {
-  return shuffled(COLOURS, ...keys, "colours")
-    .slice(0, RECIPE_LENGTH)
-    .map((colour) => {
-      const shapes = SHAPES.filter((shape) => isHeldOutPiece({ colour, shape }) === heldOut);
-      return { colour, shape: pick(shapes, ...keys, "shape", colour) };
-    });
+/** The pieces at hand in one scene: one of every colour, all of training pairs or all of held-out pairs. */
+export function drawSupply(heldOut: boolean, ...keys: RandomKey[]): Piece[] {
+  return COLOURS.map((colour) => {
+    const shapes = SHAPES.filter((shape) => isHeldOutPiece({ colour, shape }) === heldOut);
+    return { colour, shape: pick(shapes, ...keys, "shape", colour) };
+  });
 }
 
-/** The same first `placed` pieces, the rest in another random order: a video of `placed` steps fits both recipes. */
-export function reorderTail(recipe: Recipe, placed: number, ...keys: RandomKey[]): Recipe {
-  return [...recipe.slice(0, placed), ...shuffled(recipe.slice(placed), ...keys)];
+/** Five pieces of the supply in order; the first ones are given, the others drawn: a video of these first steps fits every such recipe. */
+export function completeRecipe(first: readonly Piece[], supply: readonly Piece[], ...keys: RandomKey[]): Recipe {
+  const rest = supply.filter((piece) => !first.some((placed) => placed.colour === piece.colour));
+  return [...first, ...shuffled(rest, ...keys)].slice(0, RECIPE_LENGTH);
 }
 
 /** e.g. `build the rocket (1 red star, 2 blue ring, 3 green square, 4 pink moon, 5 white cross)`. */
@@ -137,13 +136,11 @@ export function questionText(goal: string): string {
 }
 
 /**
- * The reasoning of SFT records: read the progress off the video, look the next step up in the recipe, answer with the option's letter.
+ * The response of SFT records: read the progress off the video, look the next step's colour up in the recipe, name its option's letter.
  * @param placed pieces on the board in the video, 1..4
  * @param letter letter of the option that names `recipe[placed]`
  */
 export function chainOfThought(recipe: Recipe, placed: number, letter: string): string {
-  const done = recipe.slice(0, placed).map(pieceName).join(", ");
   const next = recipe[placed]!;
-  const count = placed === 1 ? "1 piece is placed" : `${placed} pieces are placed`;
-  return `<think> ${count}: ${done}. step ${placed + 1} is ${pieceName(next)}. </think><answer>${letter}. ${actionText(next)}</answer>`;
+  return `<think> next step ${placed + 1} ${next.colour} ${letter} </think><answer> ${letter} </answer>`;
 }

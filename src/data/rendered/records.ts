@@ -12,18 +12,18 @@ import { type Environment, type EnvironmentName, elsewhere, studio, workshop } f
 import {
   actionText,
   chainOfThought,
+  completeRecipe,
   DOMAINS,
-  drawRecipe,
+  drawSupply,
   type Goal,
   goalText,
   heldOutGoal,
   type Piece,
   questionText,
   type Recipe,
-  reorderTail,
   trainingGoal,
 } from "./recipe.ts";
-import { type Clip, drawDistractors } from "./scene.ts";
+import type { Clip } from "./scene.ts";
 import { schedule } from "./timeline.ts";
 
 export type Split = "train" | "L1" | "L2" | "L3";
@@ -33,8 +33,7 @@ export interface PlannedVideo {
   split: Split;
   index: number;
   clip: Clip;
-  candidates: readonly Piece[]; // on the tray of the observation image
-  distractors: readonly Piece[];
+  supply: readonly Piece[]; // on the tray of the observation image: what recipes about this video are made of
   source: EnvironmentName; // the folder of its media
   videoName: string;
   imageName: string;
@@ -87,7 +86,8 @@ export function planVideo(seed: number, split: Split, index: number): PlannedVid
   const block = Math.floor(index / 4);
   const placed = shuffled([1, 2, 3, 4], seed, split, "placed", block)[index % 4]!;
   const domain = shuffled(DOMAINS, seed, split, "domain", block)[index % 4]!;
-  const recipe = drawRecipe(split === "L3", ...keys, "recipe");
+  const supply = drawSupply(split === "L3", ...keys, "supply");
+  const recipe = completeRecipe([], supply, ...keys, "recipe");
   const environment: Environment =
     split === "L3"
       ? elsewhere(domain, ...keys, "environment")
@@ -106,8 +106,7 @@ export function planVideo(seed: number, split: Split, index: number): PlannedVid
       frameCount: Math.round(environment.seconds * environment.fps),
       keys: [...keys, "clip"],
     },
-    candidates: shuffled(recipe.slice(1), ...keys, "tray"),
-    distractors: drawDistractors(recipe, ...keys, "distractors"),
+    supply,
     source: environment.name,
     videoName: `${name}.mp4`,
     imageName: `${name}.png`,
@@ -117,8 +116,8 @@ export function planVideo(seed: number, split: Split, index: number): PlannedVid
 }
 
 /**
- * Question `number` about a training video. From the second on, the pieces not yet placed come in another order and the goal has another
- * name: the video fits as well, the answer changes.
+ * Question `number` about a training video. From the second on, the steps not yet done are others and the goal has another name: the
+ * video fits as well, the answer changes.
  */
 export function trainingRecord(video: PlannedVideo, number: number, questionsPerVideo: number): TrainingRecord {
   const { recipe, goal } = trainingQuestion(video, number);
@@ -150,17 +149,13 @@ export function validationRecord(video: PlannedVideo): ValidationRecord {
   };
 }
 
-/**
- * A training question with a chain of thought. `variant` gives the same question another order of options, when more records are wanted
- * than there are questions.
- */
-export function sftRecord(video: PlannedVideo, number: number, questionsPerVideo: number, variant: number): SftRecord {
+/** Training question `number` about a video, with a chain of thought. There are as many as one likes. */
+export function sftRecord(video: PlannedVideo, number: number): SftRecord {
   const { recipe, goal } = trainingQuestion(video, number);
-  const options = shuffled(recipe.slice(1), ...video.keys, "sft options", number, variant);
+  const options = shuffled(recipe.slice(1), ...video.keys, "sft options", number);
   const letter = letterOf(options.indexOf(recipe[video.clip.placed]!));
-  const id = `${video.index * questionsPerVideo + number}${variant === 0 ? "" : `-${variant}`}`;
   return {
-    sample_id: id,
+    sample_id: `${video.index}-${number}`,
     prompt: [
       {
         role: "user",
@@ -181,7 +176,7 @@ export function sftRecord(video: PlannedVideo, number: number, questionsPerVideo
 function trainingQuestion(video: PlannedVideo, number: number): { recipe: Recipe; goal: Goal } {
   if (number === 0) return { recipe: video.clip.recipe, goal: video.goal };
   return {
-    recipe: reorderTail(video.clip.recipe, video.clip.placed, ...video.keys, "tail", number),
+    recipe: completeRecipe(video.clip.recipe.slice(0, video.clip.placed), video.supply, ...video.keys, "tail", number),
     goal: trainingGoal(...video.keys, "goal", number),
   };
 }

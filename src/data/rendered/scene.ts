@@ -1,9 +1,9 @@
 /** Draws the clips and the observation images. */
 
-import { type RandomKey, randomInt, shuffled } from "../../random.ts";
+import { type RandomKey, shuffled } from "../../random.ts";
 import { between, type Environment, SCENE_HEIGHT, SCENE_WIDTH } from "./environment.ts";
 import * as raster from "./raster.ts";
-import { COLOURS, type Piece, type Recipe, SHAPES } from "./recipe.ts";
+import type { Piece, Recipe } from "./recipe.ts";
 import { paintSurface } from "./surface.ts";
 import { type HandPose, handAt, type Placement } from "./timeline.ts";
 
@@ -19,7 +19,7 @@ export interface Clip {
 }
 
 const PIECE_RADIUS = 10.5; // scene units
-const TRAY_PIECE_RADIUS = 16;
+const TRAY_PIECE_RADIUS = 14;
 
 /** All frames: uint8 [frameCount, SCENE_HEIGHT, SCENE_WIDTH, 3]. */
 export function renderClip(clip: Clip): Uint8Array {
@@ -54,14 +54,13 @@ export function renderClip(clip: Clip): Uint8Array {
 }
 
 /**
- * The current observation: a close-up of the supply tray with the four candidates and one or two pieces of other colours, the hand at
- * rest. It depends on the set of candidates only, not on their order or on how far the work has come.
+ * The current observation: a close-up of the supply tray with every piece at hand, the hand at rest. It is the same however far the work
+ * has come.
  * @returns uint8 [SCENE_HEIGHT, SCENE_WIDTH, 3]
  */
 export function renderObservation(
   environment: Environment,
-  candidates: readonly Piece[],
-  distractors: readonly Piece[],
+  supply: readonly Piece[],
   ...keys: RandomKey[]
 ): Uint8Array {
   const canvas = new raster.Canvas(SCENE_WIDTH, SCENE_HEIGHT, environment.camera);
@@ -69,29 +68,14 @@ export function renderObservation(
   canvas.draw(raster.box(80, 54, 74, 50, 0, 8), [0, 0, 0], 0.35, 6);
   canvas.draw(raster.box(80, 54, 72, 48, 0, 8), environment.board.outline);
   canvas.draw(raster.box(80, 54, 69, 45, 0, 6), environment.board.colour);
-  const cells = shuffled([0, 1, 2, 3, 4, 5], ...keys, "cells");
-  for (const [i, piece] of [...candidates, ...distractors].entries()) {
-    const cell = cells[i]!;
-    const x = 34 + 46 * (cell % 3) + between(-4, 4, ...keys, "x", i);
-    const y = 32 + 44 * Math.floor(cell / 3) + between(-3, 3, ...keys, "y", i);
-    drawPiece(canvas, environment, piece, x, y, TRAY_PIECE_RADIUS, between(-0.3, 0.3, ...keys, "tilt", i));
+  for (const [cell, piece] of shuffled(supply, ...keys, "cells").entries()) {
+    const x = 28 + 35 * (cell % 4) + between(-3, 3, ...keys, "x", cell);
+    const y = 32 + 42 * Math.floor(cell / 4) + between(-3, 3, ...keys, "y", cell);
+    drawPiece(canvas, environment, piece, x, y, TRAY_PIECE_RADIUS, between(-0.3, 0.3, ...keys, "tilt", cell));
   }
   const tip: [number, number] = [between(30, 130, ...keys, "hand"), 103];
   drawHand(canvas, environment, { tip, direction: [0, -1], carries: null }, () => {});
   return canvas.pixels;
-}
-
-/** One or two pieces in colours that the recipe does not use. */
-export function drawDistractors(recipe: Recipe, ...keys: RandomKey[]): Piece[] {
-  const used = new Set(recipe.map((piece) => piece.colour));
-  const colours = shuffled(
-    COLOURS.filter((colour) => !used.has(colour)),
-    ...keys,
-    "colours",
-  );
-  return colours
-    .slice(0, 1 + randomInt(2, ...keys, "count"))
-    .map((colour, i) => ({ colour, shape: SHAPES[randomInt(SHAPES.length, ...keys, "shape", i)]! }));
 }
 
 function tilt(keys: readonly RandomKey[], slot: number): number {

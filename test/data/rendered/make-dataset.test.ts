@@ -12,6 +12,7 @@ const options: RenderedOptions = {
   seed: 1,
   trainVideos: 3,
   questionsPerVideo: 2,
+  sftVideos: 2,
   sftRecords: 8,
   L1: 2,
   L2: 1,
@@ -39,7 +40,7 @@ test("every set reads back, with its media in place", async () => {
   expect(training.map((sample) => sample.id)).toEqual(["0", "2", "4", "1", "3", "5"]); // first questions first
   const sft = await readDataset({ file: dataset.sft, format: "seed-bench-r1-sft" });
   expect(sft).toHaveLength(8);
-  expect(sft.every((sample) => /^<think> .* <\/think><answer>[A-D]\. .*<\/answer>$/.test(sample.response ?? ""))).toBe(
+  expect(sft.every((sample) => /^<think> .* <\/think><answer> [A-D] <\/answer>$/.test(sample.response ?? ""))).toBe(
     true,
   );
   const levels = await Promise.all(

@@ -1,16 +1,17 @@
 import { expect, test } from "vitest";
 import {
+  actionText,
   COLOURS,
   chainOfThought,
+  completeRecipe,
   DOMAINS,
-  drawRecipe,
+  drawSupply,
   goalText,
   HELD_OUT_DOMAINS,
   heldOutGoal,
   isHeldOutPiece,
   pieceName,
   type Recipe,
-  reorderTail,
   SHAPES,
   TRAINING_GOALS,
 } from "../../../src/data/rendered/recipe.ts";
@@ -27,10 +28,8 @@ test("the wording of goals and chains of thought", () => {
   expect(goalText({ name: "tower" }, recipe)).toBe(
     "build the tower (1 red star, 2 blue ring, 3 green square, 4 pink moon, 5 white cross)",
   );
-  expect(chainOfThought(recipe, 2, "B")).toBe(
-    "<think> 2 pieces are placed: red star, blue ring. step 3 is green square. </think><answer>B. place the green square</answer>",
-  );
-  expect(chainOfThought(recipe, 1, "D")).toContain("1 piece is placed: red star. step 2 is blue ring.");
+  expect(actionText(recipe[2]!)).toBe("green square next");
+  expect(chainOfThought(recipe, 2, "B")).toBe("<think> next step 3 green B </think><answer> B </answer>");
 });
 
 test("two shapes of every colour are held out, and every shape occurs on both sides", () => {
@@ -47,7 +46,9 @@ test("two shapes of every colour are held out, and every shape occurs on both si
 test("a recipe has five colours and only pieces of its side", () => {
   for (let i = 0; i < 500; i++) {
     for (const heldOut of [false, true]) {
-      const drawn = drawRecipe(heldOut, 1, i);
+      const supply = drawSupply(heldOut, 1, i);
+      expect(supply.map((piece) => piece.colour)).toEqual([...COLOURS]);
+      const drawn = completeRecipe([], supply, 2, i);
       expect(new Set(drawn.map((piece) => piece.colour)).size).toBe(5);
       expect(drawn.every((piece) => isHeldOutPiece(piece) === heldOut)).toBe(true);
     }
@@ -65,12 +66,18 @@ test("no held-out goal has a training name", () => {
   }
 });
 
-test("reordering the tail keeps what is placed and the set of pieces", () => {
+test("a completed recipe keeps what is placed and takes the rest from the supply", () => {
+  const supply = [...recipe, { colour: "orange", shape: "moon" }, { colour: "yellow", shape: "star" }] as const;
   for (let placed = 1; placed <= 4; placed++) {
-    for (let i = 0; i < 50; i++) {
-      const other = reorderTail(recipe, placed, i);
+    const next = new Set<string>();
+    for (let i = 0; i < 100; i++) {
+      const other = completeRecipe(recipe.slice(0, placed), supply, i);
+      expect(other).toHaveLength(5);
       expect(other.slice(0, placed)).toEqual(recipe.slice(0, placed));
-      expect(other.map(pieceName).sort()).toEqual(recipe.map(pieceName).sort());
+      expect(new Set(other.map((piece) => piece.colour)).size).toBe(5);
+      expect(supply.map(pieceName)).toEqual(expect.arrayContaining(other.map(pieceName)));
+      next.add(pieceName(other[placed]!));
     }
+    expect(next.size).toBe(supply.length - placed); // every piece at hand comes next in some recipe
   }
 });

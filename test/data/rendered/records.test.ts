@@ -27,7 +27,7 @@ function textOnly(split: Split): TextOnly[] {
     const record = validationRecord(video);
     const steps = [...record.task_goal.matchAll(/(\d) (\w+ \w+)/g)].map((match) => match[2]!);
     const options = [record.choice_a, record.choice_b, record.choice_c, record.choice_d].map((choice, position) => {
-      const name = choice.replace("place the ", "");
+      const name = choice.replace(" next", "");
       return { name, position, step: steps.indexOf(name) + 1 };
     });
     const goal = /build the (.*?) \(/.exec(record.task_goal)![1]!;
@@ -93,7 +93,7 @@ test("training questions: the answer's place in the recipe is uniform, the other
     for (let number = 0; number < 4; number++) {
       const record = trainingRecord(video, number, 4);
       expect(record.sample_id).toBe(video.index * 4 + number);
-      const steps = [...record.task_goal.matchAll(/(\d) (\w+ \w+)/g)].map((match) => `place the ${match[2]}`);
+      const steps = [...record.task_goal.matchAll(/(\d) (\w+ \w+)/g)].map((match) => `${match[2]} next`);
       counts[steps.indexOf(record.answer) - 1]!++;
       expect([record.answer, ...record.negative_answers].sort()).toEqual(steps.slice(1).sort());
       expect(record.task_progress_metadata.map((step) => step.narration_text)).toEqual(
@@ -106,17 +106,15 @@ test("training questions: the answer's place in the recipe is uniform, the other
   expect(changed.size).toBeGreaterThan(700); // the same video with another answer: a text cannot be learnt by heart
 });
 
-test("the observation image shows the four candidates and other colours, in an order that does not tell the answer", () => {
-  const places = [0, 0, 0, 0];
-  for (const video of plans("L1")) {
-    const { recipe, placed } = video.clip;
-    expect(video.candidates.map(pieceName).sort()).toEqual(recipe.slice(1).map(pieceName).sort());
-    const used = recipe.map((piece) => piece.colour);
-    expect(video.distractors.length).toBeGreaterThan(0);
-    expect(video.distractors.some((piece) => used.includes(piece.colour))).toBe(false);
-    places[video.candidates.indexOf(recipe[placed]!)]!++;
+test("the supply on the observation image holds every recipe asked about, and no more of one than of another", () => {
+  for (const video of plans("train", 400)) {
+    expect(video.supply).toHaveLength(8);
+    const supply = video.supply.map(pieceName);
+    for (let number = 0; number < 3; number++) {
+      const steps = [...trainingRecord(video, number, 3).task_goal.matchAll(/\d (\w+ \w+)/g)].map((match) => match[1]!);
+      expect(supply).toEqual(expect.arrayContaining(steps));
+    }
   }
-  for (const count of places) expect(Math.abs(count / RECORDS - 0.25)).toBeLessThan(0.03);
 });
 
 test("neither the clip's length nor the last still second tells the count; the hand is out of view at the end", () => {
@@ -166,7 +164,7 @@ test("records are a function of the seed", () => {
       const video = planVideo(seed, "train", i);
       return JSON.stringify([
         trainingRecord(video, 1, 4),
-        sftRecord(video, 1, 4, 0),
+        sftRecord(video, 1),
         validationRecord(planVideo(seed, "L3", i)),
       ]);
     });
@@ -174,14 +172,16 @@ test("records are a function of the seed", () => {
   expect(lines(5)).not.toEqual(lines(6));
 });
 
-test("an SFT record answers with the letter of its own options", () => {
+test("an SFT record asks the training question and answers with the letter of its own options", () => {
   for (const video of plans("train", 200)) {
-    for (const variant of [0, 1]) {
-      const record = sftRecord(video, 2, 4, variant);
+    for (const number of [0, 1, 7]) {
+      const record = sftRecord(video, number);
       const text = record.prompt[0]!.content.find((part) => part.type === "text")!.text;
-      const [, letter, action] = /<answer>([A-D])\. (.*)<\/answer>$/.exec(record.response)!;
-      expect(text).toContain(`\n${letter}. ${action}\n`);
-      expect(action).toBe(trainingRecord(video, 2, 4).answer);
+      const [, letter] = /<answer> ([A-D]) <\/answer>$/.exec(record.response)!;
+      const { question, answer } = trainingRecord(video, number, 8);
+      expect(text).toContain(question);
+      expect(text).toContain(`\n${letter}. ${answer}\n`);
+      expect(record.response).toContain(`step ${video.clip.placed + 1} ${answer.split(" ")[0]} ${letter}`);
     }
   }
 });

@@ -1,0 +1,86 @@
+/** What one knob's own type and range cannot say: which knobs need each other, and what a command needs. */
+
+import { ConfigError } from "../errors.ts";
+import type { Config } from "./schema.ts";
+
+export interface Problem {
+  knob: string;
+  problem: string;
+}
+
+const BUILT_IN_REWARDS = ["accuracy", "format"];
+
+/** Every contradiction in a config that is valid knob by knob; empty when there is none. */
+export function checkConfig(config: Config): Problem[] {
+  const { data, rewards, rollout, trainer, optimizer, rendered, tinyModel } = config;
+  const problems: Problem[] = [];
+  const refuse = (wrong: boolean, knob: string, problem: string) => {
+    if (wrong) problems.push({ knob, problem });
+  };
+
+  refuse(
+    data.minFrames > data.maxFrames,
+    "data.minFrames",
+    `${data.minFrames} is more than maxFrames, ${data.maxFrames}`,
+  );
+  refuse(data.maxFrames < 2, "data.maxFrames", "a video needs at least 2 frames, one temporal patch");
+  refuse(
+    data.minPixels > data.maxPixels,
+    "data.minPixels",
+    `${data.minPixels} is more than maxPixels, ${data.maxPixels}`,
+  );
+  refuse(
+    (data.resizedHeight === undefined) !== (data.resizedWidth === undefined),
+    data.resizedHeight === undefined ? "data.resizedHeight" : "data.resizedWidth",
+    "a fixed size needs both resizedHeight and resizedWidth",
+  );
+
+  const names = rewards.map((reward) => reward.name);
+  rewards.forEach((reward, i) => {
+    refuse(names.indexOf(reward.name) !== i, `rewards.${i}.name`, `${reward.name} is listed twice`);
+    refuse(
+      reward.path === undefined && !BUILT_IN_REWARDS.includes(reward.name),
+      `rewards.${i}.path`,
+      `${reward.name} is not one of ${BUILT_IN_REWARDS.join(", ")}, so it needs the path of a module`,
+    );
+  });
+  refuse(
+    rewards.every((reward) => reward.weight === 0),
+    "rewards",
+    "every weight is 0: there is nothing to learn from",
+  );
+  refuse(rollout.topP === 0, "rollout.topP", "0 leaves no token to sample; 1 keeps all");
+  refuse(config.eval.topP === 0, "eval.topP", "0 leaves no token to sample; 1 keeps all");
+
+  refuse(
+    trainer.evalEvery > 0 && Object.keys(data.eval).length === 0,
+    "trainer.evalEvery",
+    "evaluation during training needs data.eval",
+  );
+  refuse(optimizer.beta1 >= 1, "optimizer.beta1", "must be below 1");
+  refuse(optimizer.beta2 >= 1, "optimizer.beta2", "must be below 1");
+
+  refuse(
+    rendered.sftVideos > rendered.trainVideos,
+    "rendered.sftVideos",
+    `${rendered.sftVideos} is more than the ${rendered.trainVideos} training videos`,
+  );
+  refuse(tinyModel.hiddenSize % tinyModel.heads !== 0, "tinyModel.hiddenSize", "must be a multiple of heads");
+  refuse(tinyModel.heads % tinyModel.kvHeads !== 0, "tinyModel.heads", "must be a multiple of kvHeads");
+  refuse(
+    tinyModel.visionWidth % tinyModel.visionHeads !== 0,
+    "tinyModel.visionWidth",
+    "must be a multiple of visionHeads",
+  );
+  return problems;
+}
+
+/** @throws ConfigError when a command lacks the data it works on. */
+export function requireData(config: Config, need: "train" | "eval"): void {
+  if (need === "train" && config.data.train.length === 0) {
+    throw new ConfigError("data.train is empty: name at least one file of records to train on");
+  }
+  if (need === "eval" && Object.keys(config.data.eval).length === 0) {
+    throw new ConfigError("data.eval is empty: name at least one evaluation set, such as data.eval.L1.file");
+  }
+}
