@@ -1,0 +1,81 @@
+/** Builds from a config what training and evaluation run on: model, processor, prompt loader, sampler, data. */
+
+import path from "node:path";
+import { requireData } from "../config/check.ts";
+import type { Config } from "../config/schema.ts";
+import { readDataset } from "../data/datasets.ts";
+import { PromptLoader } from "../data/loader.ts";
+import { Processor } from "../data/processor.ts";
+import { readConfig } from "../model/qwen2vl/config.ts";
+import { Qwen2VL } from "../model/qwen2vl/model.ts";
+import { Sampler } from "../rollout/sampler.ts";
+import { setDevice, setNumThreads } from "../torch/cuda.ts";
+import type { Device, DType } from "../torch/tensor.ts";
+import type { Sample } from "../types.ts";
+
+/** The policy as a run starts with it: model.path's weights or, with `model.init: random`, weights drawn with the run's seed. */
+export function openModel(config: Config): Qwen2VL {
+  return config.model.init === "random"
+    ? Qwen2VL.random(readConfig(config.model.path), { ...placement(config), seed: config.seed })
+    : Qwen2VL.load(config.model.path, placement(config));
+}
+
+/** The policy from another Hugging Face folder, e.g. a checkpoint's, on the device and in the dtype of the config. */
+export function loadModel(folder: string, config: Config): Qwen2VL {
+  return Qwen2VL.load(folder, placement(config));
+}
+
+/** What turns questions into prompts and prompts into completions for one model. Close it to end the media threads. */
+export interface Pipeline {
+  processor: Processor;
+  loader: PromptLoader;
+  sampler: Sampler;
+  close(): Promise<void>;
+}
+
+export async function openPipeline(config: Config, model: Qwen2VL): Promise<Pipeline> {
+  const processor = await Processor.load(config.model.path, config.data);
+  const loader = new PromptLoader({ processor, config: config.data });
+  const sampler = new Sampler({ model, tokenizer: processor.tokenizer, config: config.rollout });
+  return { processor, loader, sampler, close: () => loader.close() };
+}
+
+/**
+ * The training data: the files of data.train one after the other, options shuffled with the run's seed. An id that occurs in two files
+ * gets the later file's name appended, so that ids stay unique.
+ */
+export async function readTrainingData(config: Config): Promise<Sample[]> {
+  requireData(config, "train");
+  const { train, onBadSample, maxBadSamples } = config.data;
+  const seen = new Set<string>();
+  const samples: Sample[] = [];
+  for (const source of train) {
+    const options = { seed: config.seed, shuffleOptions: true, onBadSample, maxBadSamples };
+    for (const sample of await readDataset(source, options)) {
+      const id = seen.has(sample.id) ? `${sample.id}@${path.basename(source.file)}` : sample.id;
+      seen.add(id);
+      samples.push(id === sample.id ? sample : { ...sample, id });
+    }
+  }
+  return samples;
+}
+
+/** Steps of a run: trainer.steps, or as many as trainer.epochs over the data take. */
+export function totalSteps({ trainer }: Config, datasetSize: number): number {
+  return trainer.steps ?? Math.max(1, Math.ceil((trainer.epochs * datasetSize) / trainer.questionsPerStep));
+}
+
+/** Selects the CUDA device and the number of CPU threads of the process. */
+export function applyDevice(config: Config): void {
+  const index = /^cuda:(\d+)$/.exec(config.device)?.[1];
+  if (index !== undefined) setDevice(Number(index));
+  if (config.threads > 0) setNumThreads(config.threads);
+}
+
+export function deviceOf(config: Config): Device {
+  return config.device as Device; // the schema's pattern is the type's
+}
+
+function placement(config: Config): { device: Device; dtype: DType } {
+  return { device: deviceOf(config), dtype: config.dtype };
+}

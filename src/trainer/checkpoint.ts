@@ -1,0 +1,178 @@
+/**
+ * Checkpoints: `<runDir>/checkpoint-<step>/` holds all that a run needs to go on as if it had never stopped.
+ *   model/                  the policy as a Hugging Face folder, usable on its own
+ *   optimizer.safetensors   AdamW's moments and, for bfloat16 weights, the 16 low bits of the float32 master
+ *   state.json              step, updates, counters, the resolved config, versions, a fingerprint of the weights the run started from
+ *   manifest.json           bytes and CRC-32 of every file above; written last
+ * The data order and every random draw are functions of (seed, step), so the step is their whole state. The reference policy is the model
+ * the run started from and is read, or drawn, again; its fingerprint tells whether it is still the same.
+ *
+ * A folder is written under a hidden name, flushed to the disk and renamed: a killed process leaves a whole checkpoint or none.
+ */
+
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, rmSync, statSync } from "node:fs";
+import path from "node:path";
+import { crc32 } from "node:zlib";
+import type { Config } from "../config/schema.ts";
+import { CheckpointError } from "../errors.ts";
+import type { Parameter } from "../model/parameter.ts";
+import type { Qwen2VL } from "../model/qwen2vl/model.ts";
+import { SafetensorsFile, writeSafetensors } from "../model/safetensors.ts";
+import { cat, reshape, slice, to } from "../torch/ops.ts";
+import { scope } from "../torch/scope.ts";
+import { filesBelow, replaceFile, replaceFolder } from "./files.ts";
+import type { AdamW } from "./optimizer.ts";
+
+/** Moves when a checkpoint written today could not be read by older code, or the other way round. */
+const FORMAT = 1;
+
+const MANIFEST = "manifest.json";
+const STATE = "state.json";
+const OPTIMIZER = "optimizer.safetensors";
+
+export interface TrainState {
+  stage: "grpo" | "sft";
+  /** Steps made; the run goes on with this one, counted from 0. */
+  step: number;
+  /** Optimizer updates made; more than steps where a batch is used several times. */
+  updates: number;
+  /** Bad samples met so far. */
+  badSamples: number;
+  /** Fingerprint of the weights before the first step: those of the reference policy. */
+  start: string;
+  config: Config;
+  versions: Record<string, string>;
+}
+
+interface Manifest {
+  format: number;
+  files: Record<string, { bytes: number; crc32: number }>;
+}
+
+/** Writes a checkpoint, then removes all complete ones but the `keepLast` newest. Returns its folder. */
+export function saveCheckpoint(
+  runDir: string,
+  state: TrainState,
+  model: Qwen2VL,
+  optimizer: AdamW,
+  options: { copyFrom: string; keepLast: number },
+): string {
+  const folder = path.join(runDir, `checkpoint-${state.step}`);
+  replaceFolder(folder, (temporary) => {
+    model.save(path.join(temporary, "model"), { copyFrom: options.copyFrom });
+    const tensors = optimizer.state().map(({ name, tensor }) => {
+      return { name, dtype: tensor.dtype, shape: tensor.shape, read: () => tensor };
+    });
+    writeSafetensors(path.join(temporary, OPTIMIZER), tensors);
+    replaceFile(path.join(temporary, STATE), JSON.stringify(state, null, 1));
+    const files = Object.fromEntries(filesBelow(temporary).map((file) => [file, digest(path.join(temporary, file))]));
+    replaceFile(path.join(temporary, MANIFEST), JSON.stringify({ format: FORMAT, files } satisfies Manifest, null, 1));
+  });
+  const complete = listCheckpoints(runDir).filter(({ folder }) => isComplete(folder));
+  for (const { folder: old } of complete.slice(0, -options.keepLast)) rmSync(old, { recursive: true });
+  return folder;
+}
+
+/** The newest checkpoint of a run that is complete (its manifest and every file of it, by size), or undefined. */
+export function latestCheckpoint(runDir: string): string | undefined {
+  return listCheckpoints(runDir).findLast(({ folder }) => isComplete(folder))?.folder;
+}
+
+/**
+ * Reads a checkpoint's state.json after checking every file against the manifest.
+ * @throws CheckpointError for any damage, and for a checkpoint of another stage.
+ */
+export function readCheckpoint(folder: string, stage: TrainState["stage"]): TrainState {
+  const { format, files } = readManifest(folder);
+  if (format !== FORMAT) throw new CheckpointError(folder, `has format ${format}, this version reads ${FORMAT}`);
+  for (const [file, expected] of Object.entries(files)) {
+    const full = path.join(folder, file);
+    if (!existsSync(full))
+      throw new CheckpointError(full, "is missing; delete the checkpoint to resume from the one before");
+    const found = digest(full);
+    if (found.bytes !== expected.bytes || found.crc32 !== expected.crc32) {
+      const difference = `expected ${expected.bytes} bytes with CRC ${expected.crc32}, got ${found.bytes} with ${found.crc32}`;
+      throw new CheckpointError(
+        full,
+        `is damaged (${difference}); delete the checkpoint to resume from the one before`,
+      );
+    }
+  }
+  const state: TrainState = JSON.parse(readFileSync(path.join(folder, STATE), "utf8"));
+  if (state.stage !== stage) {
+    throw new CheckpointError(folder, `belongs to a run of ${state.stage}, not ${stage}; set another runDir`);
+  }
+  return state;
+}
+
+/** The Hugging Face folder inside a checkpoint. */
+export function modelFolder(checkpoint: string): string {
+  return path.join(checkpoint, "model");
+}
+
+/** Gives the optimizer the state that a checkpoint holds. */
+export function restoreOptimizer(checkpoint: string, state: TrainState, optimizer: AdamW): void {
+  const source = path.join(checkpoint, OPTIMIZER);
+  using file = new SafetensorsFile(source);
+  const names = new Set(file.names());
+  optimizer.restore(state.updates, (name) => (names.has(name) ? file.tensor(name) : undefined), source);
+}
+
+/**
+ * Fingerprint of a model's weights: CRC-32 over the first values of every parameter. The same on every device; another model, or the
+ * same one trained on, has another.
+ */
+export function fingerprint(parameters: readonly Parameter[]): string {
+  const VALUES = 64;
+  return scope(() => {
+    const heads = parameters.map(({ tensor }) => to(slice(reshape(tensor, [-1]), 0, 0, VALUES), { dtype: "float32" }));
+    const values = to(cat(heads, 0), { device: "cpu" }).toArray();
+    return crc32(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)).toString(16);
+  });
+}
+
+function listCheckpoints(runDir: string): { step: number; folder: string }[] {
+  if (!existsSync(runDir)) return [];
+  return readdirSync(runDir)
+    .flatMap((name) => {
+      const step = /^checkpoint-(\d+)$/.exec(name)?.[1];
+      return step === undefined ? [] : [{ step: Number(step), folder: path.join(runDir, name) }];
+    })
+    .sort((a, b) => a.step - b.step);
+}
+
+function isComplete(folder: string): boolean {
+  if (!existsSync(path.join(folder, MANIFEST))) return false;
+  return Object.entries(readManifest(folder).files).every(([file, { bytes }]) => {
+    const found = statSync(path.join(folder, file), { throwIfNoEntry: false });
+    return found?.size === bytes;
+  });
+}
+
+function readManifest(folder: string): Manifest {
+  const file = path.join(folder, MANIFEST);
+  if (!existsSync(file))
+    throw new CheckpointError(folder, `has no ${MANIFEST}: it is no checkpoint, or was copied in part`);
+  try {
+    return JSON.parse(readFileSync(file, "utf8"));
+  } catch (error) {
+    throw new CheckpointError(file, "is not valid JSON", {}, error);
+  }
+}
+
+function digest(file: string): { bytes: number; crc32: number } {
+  const buffer = Buffer.allocUnsafe(1 << 22);
+  const descriptor = openSync(file, "r");
+  let bytes = 0;
+  let crc = 0;
+  try {
+    for (;;) {
+      const count = readSync(descriptor, buffer);
+      if (count === 0) return { bytes, crc32: crc };
+      crc = crc32(buffer.subarray(0, count), crc);
+      bytes += count;
+    }
+  } finally {
+    closeSync(descriptor);
+  }
+}

@@ -1,0 +1,77 @@
+/** Files and folders that are there as a whole or not at all, also after a power cut. */
+
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
+import path from "node:path";
+
+/** Creates or replaces a file: whoever reads it sees the old content or the new, never a part. */
+export function replaceFile(file: string, content: string): void {
+  const temporary = `${file}.tmp`;
+  const bytes = Buffer.from(content);
+  const descriptor = openSync(temporary, "w");
+  for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done);
+  fsyncSync(descriptor);
+  closeSync(descriptor);
+  renameSync(temporary, file);
+}
+
+/**
+ * Creates or replaces a folder: `fill` writes into a hidden sibling, which is flushed to the disk and takes the name at the end.
+ * What an earlier attempt left half-written is removed.
+ */
+export function replaceFolder(folder: string, fill: (temporary: string) => void): void {
+  const parent = path.dirname(folder);
+  const hidden = `.${path.basename(folder)}.`;
+  mkdirSync(parent, { recursive: true });
+  for (const name of readdirSync(parent)) {
+    if (name.startsWith(hidden)) rmSync(path.join(parent, name), { recursive: true });
+  }
+  const temporary = path.join(parent, `${hidden}tmp`);
+  mkdirSync(temporary);
+  fill(temporary);
+  flushTree(temporary);
+  if (existsSync(folder)) {
+    const old = path.join(parent, `${hidden}old`);
+    renameSync(folder, old);
+    renameSync(temporary, folder);
+    rmSync(old, { recursive: true });
+  } else {
+    renameSync(temporary, folder);
+  }
+  flush(parent);
+}
+
+/** Every file below a folder, as paths relative to it, sorted. */
+export function filesBelow(folder: string): string[] {
+  return readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => path.relative(folder, path.join(entry.parentPath, entry.name)))
+    .sort();
+}
+
+function flushTree(folder: string): void {
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    const inside = path.join(folder, entry.name);
+    if (entry.isDirectory()) flushTree(inside);
+    else flush(inside);
+  }
+  flush(folder);
+}
+
+function flush(file: string): void {
+  const descriptor = openSync(file, "r");
+  try {
+    fsyncSync(descriptor);
+  } finally {
+    closeSync(descriptor);
+  }
+}

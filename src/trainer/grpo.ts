@@ -1,0 +1,210 @@
+/**
+ * GRPO for video-language models: the whole step, top to bottom.
+ *
+ *   q            a question: video, image, text            o_1 .. o_G  its group: completions drawn from the policy
+ *   r_i          reward of completion i                    A_i = (r_i - mean(r)) / (std(r) + advantageEps)
+ *   rho_t        policy / old policy at token t            d_t = log reference - log policy, clamped to +- klClamp
+ *   loss         = sum_t w_t (-min(rho_t A_i, clip(rho_t) A_i) + klCoef (exp(d_t) - d_t - 1)),   w_t: the token's share in the batch
+ *   theta        <- AdamW(theta, gradient of the loss, scaled down to norm maxGradNorm)
+ *
+ * Paper: DeepSeekMath arXiv:2402.03300, section 4.1. The recipe is TencentARC/SEED-Bench-R1's; it departs from that code in these points:
+ *   - a group's prompt is computed once, in rollout, reference and update (trainer.sharedPrefix: false takes the plain path);
+ *   - tokens are drawn from the whole distribution the loss is computed with (there: among the 50 likeliest);
+ *   - log-probabilities are float32 (there: bfloat16); a completion ends at either end token, and its padding never counts;
+ *   - option order, data order and every draw are functions of the seed, so a run can be stopped, resumed and repeated.
+ *
+ * Launch: npm run grpo -- --config configs/<file>.yaml
+ */
+
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Config } from "../config/schema.ts";
+import type { Qwen2VL } from "../model/qwen2vl/model.ts";
+import { createRewards, type Rewards } from "../reward/rewards.ts";
+import { rewardMetrics } from "../reward/statistics.ts";
+import { synchronize } from "../torch/cuda.ts";
+import { clone } from "../torch/ops.ts";
+import { keep, scope } from "../torch/scope.ts";
+import { fromArray, type Tensor } from "../torch/tensor.ts";
+import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
+import { assignAdvantages } from "./advantage.ts";
+import { deviceOf } from "./assemble.ts";
+import { packBatch, type TrainPack } from "./batch.ts";
+import { grpoLoss, lossMetrics, readTogether } from "./loss.ts";
+import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metrics.ts";
+import { learningRate } from "./schedule.ts";
+import {
+  closeSession,
+  evaluateSession,
+  exportSession,
+  loadPrompts,
+  memoryMetrics,
+  openReference,
+  openSession,
+  refuseBatch,
+  type Session,
+  saveSession,
+} from "./session.ts";
+import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
+
+interface GrpoRun extends Session {
+  rewards: Rewards;
+  reference: Qwen2VL | null; // null when klCoef is 0
+}
+
+/** One step: from the questions that (seed, step) names to the updated policy. */
+async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
+  const { trainer } = run.config;
+  const watch = new StopWatch(synchronize);
+
+  const prompts = await watch.time("data", () => loadPrompts(run, step)); // P questions
+  if (prompts.length === 0) return { "data/questions": 0, "data/bad_samples": run.badSamples };
+
+  const groups = await watch.time("rollout", () => rollout(run, prompts, step)); // RolloutGroup[P], G completions each
+  await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
+  const uniformMetrics = assignAdvantages(groups, trainer.advantageEps);
+
+  const packs = packBatch(groups, trainer);
+  const references = await watch.time("reference", () => referenceLogprobs(run, packs)); // [Tc] per pack
+  const oldLogprobs: Tensor[] = []; // [Tc] per pack, filled by the first update
+  let update: Metrics = {};
+  try {
+    for (let iteration = 0; iteration < trainer.iterations; iteration++) {
+      const latest = await watch.time("update", () => updatePolicy(run, step, groups, packs, references, oldLogprobs));
+      // How far sampler and trainer are apart is a question about one policy: it is answered before the first update.
+      update = { ...latest, ...(iteration === 0 ? {} : pickMetrics(update, "rollout/logprob_gap")) };
+    }
+  } finally {
+    for (const tensor of [...references, ...oldLogprobs]) tensor?.free();
+  }
+
+  run.folder.writeCompletions(step + 1, groups.slice(0, trainer.logCompletions));
+  return {
+    ...rewardMetrics(groups),
+    ...uniformMetrics,
+    ...update,
+    ...rolloutMetrics(groups, watch.seconds("rollout")),
+    "data/questions": groups.length,
+    "data/bad_samples": run.badSamples,
+    ...watch.metrics(),
+    "time/prefill_s": run.sampler.stats.prefillS, // parts of time/rollout_s
+    "time/decode_s": run.sampler.stats.decodeS,
+    ...memoryMetrics(),
+  };
+}
+
+/** G completions of each prompt, drawn from the policy as it is now. */
+function rollout(run: GrpoRun, prompts: Prompt[], step: number): RolloutGroup[] {
+  const { groupSize, maxNewTokens, temperature, topK, topP } = run.config.rollout;
+  return run.sampler.rolloutGroups(prompts, {
+    groupSize,
+    maxNewTokens,
+    temperature,
+    topK,
+    topP,
+    seed: run.config.seed,
+    step,
+  });
+}
+
+/** What the frozen reference says of each sampled token, once per batch: float32 [Tc] per pack; null without a KL penalty. */
+async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
+  const { reference } = run;
+  if (reference === null) return packs.map(() => null);
+  const logprobs: Tensor[] = [];
+  for (const { packed } of packs) {
+    scope(() => {
+      using pass = reference.pass(packed, { grad: false });
+      logprobs.push(keep(clone(pass.logprobs)));
+    });
+    await nextTurn(); // lets signals, prefetching and logs have their turn
+  }
+  return logprobs;
+}
+
+/**
+ * One update from the whole batch: gradients pack by pack, one global norm, one optimizer step. The first update from a batch fills
+ * `oldLogprobs` where later ones will measure their ratio against them.
+ * @throws NumericsError before the weights are touched when a loss or the gradient is not finite; the batch is in the run folder then.
+ */
+async function updatePolicy(
+  run: GrpoRun,
+  step: number,
+  groups: readonly RolloutGroup[],
+  packs: readonly TrainPack[],
+  references: readonly (Tensor | null)[],
+  oldLogprobs: Tensor[],
+): Promise<Metrics> {
+  const { config, model, optimizer } = run;
+  const device = deviceOf(config);
+  const { recompute, freezeVision } = config.model;
+  const keepOld = config.trainer.iterations > 1 && oldLogprobs.length === 0;
+  const stats: Tensor[] = []; // [7] per pack, see LOSS_STATS
+  optimizer.zeroGrad();
+  try {
+    for (const [i, pack] of packs.entries()) {
+      scope(() => {
+        const perToken = (values: Float32Array) => fromArray(values, [values.length], { device, pinned: true }); // [Tc]
+        using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision });
+        const loss = grpoLoss(
+          {
+            logprobs: pass.logprobs,
+            entropy: pass.entropy,
+            oldLogprobs: oldLogprobs[i] ?? null,
+            referenceLogprobs: references[i] ?? null,
+            samplerLogprobs: perToken(pack.samplerLogprobs),
+            advantages: perToken(pack.advantages),
+            weights: perToken(pack.weights),
+          },
+          config.trainer,
+        );
+        pass.backward(loss.gradient);
+        stats.push(keep(loss.stats));
+        if (keepOld) oldLogprobs.push(keep(clone(pass.logprobs)));
+      });
+      await nextTurn();
+    }
+    const rate = learningRate(config.optimizer, optimizer.updates, run.steps * config.trainer.iterations);
+    stats.push(keep(optimizer.gradNorm()));
+    const values = readTogether(stats); // the one wait for the device in an update
+    const metrics = {
+      ...lossMetrics(values.slice(0, -1), config.trainer.klCoef),
+      "grad/norm": values.at(-1)?.[0] as number,
+    };
+    const bad = firstNonFinite(metrics);
+    if (bad !== undefined) {
+      const batch = groups.map((group) => ({ ...group, completions: group.completions.map(({ ids }) => ids) }));
+      throw refuseBatch(run, step + 1, bad, batch, values);
+    }
+    optimizer.step(rate, stats.at(-1) as Tensor);
+    return { ...metrics, "optimizer/learning_rate": rate };
+  } finally {
+    for (const tensor of stats) tensor.free();
+  }
+}
+
+/** Trains the policy that `config` describes. Returns after the last step, or after a signal once the step in progress is saved. */
+export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise<TrainResult> {
+  const rewards = createRewards(config.rewards); // first: a wrong name must not leave a run folder behind
+  const session = await openSession(config, hooks, "grpo");
+  const run: GrpoRun = Object.assign(session, { rewards, reference: null });
+  try {
+    if (config.trainer.klCoef > 0) run.reference = openReference(session);
+    return await trainingLoop(
+      {
+        steps: run.steps,
+        firstStep: run.firstStep,
+        runStep: (step) => grpoStep(run, step),
+        evaluate: (stopped) => evaluateSession(run, hooks, stopped),
+        save: (step) => saveSession(run, step),
+        exportModel: () => exportSession(run),
+      },
+      run.folder,
+      config,
+      hooks,
+    );
+  } finally {
+    await rewards.close();
+    run.reference?.[Symbol.dispose]();
+    await closeSession(session);
+  }
+}

@@ -1,0 +1,181 @@
+/**
+ * The folder of a run:
+ *   config.yaml          every knob, resolved
+ *   metrics.jsonl        a line per step: {"step": 12, "reward/mean": 0.4, ...}; step 0 is before the first update
+ *   completions.jsonl    the first groups of every step with their rewards and advantages
+ *   log.jsonl            everything that was logged
+ *   checkpoint-<step>/   see checkpoint.ts
+ *   final/               the trained model as a Hugging Face folder
+ * Lines are appended and handed to the operating system before a call returns, so a killed process loses at most the line it was
+ * writing. A resumed run cuts the lines after its checkpoint: the steps they tell of are made again.
+ */
+
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
+import path from "node:path";
+import { dumpConfig } from "../config/load.ts";
+import type { Config } from "../config/schema.ts";
+import { ConfigError } from "../errors.ts";
+import { logToRunFolder } from "../log.ts";
+import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
+import { replaceFile } from "./files.ts";
+
+const FILES = { config: "config.yaml", metrics: "metrics.jsonl", completions: "completions.jsonl" } as const;
+
+/** What a run leaves in its folder and a run that overwrites it removes; the log is kept. */
+const OWN_ENTRY =
+  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+\.json|\.?checkpoint-\d+.*)$/;
+
+/** One question's completions as completions.jsonl holds them. */
+export interface CompletionRecord {
+  step: number;
+  sample_id: string;
+  prompt: string;
+  solution: string;
+  completions: string[];
+  tokens: number[];
+  rewards: number[];
+  reward_breakdown: Record<string, number[]>;
+  advantages: number[];
+}
+
+/** A question and what was computed for it, for the dump of a step that failed. */
+export interface ComputedGroup {
+  prompt: Prompt;
+  completions: readonly Int32Array[];
+  rewards?: readonly number[];
+  advantages?: readonly number[];
+}
+
+export class RunFolder implements Disposable {
+  readonly dir: string;
+  readonly #metrics: number;
+  readonly #completions: number;
+  readonly #endLog: () => void;
+
+  /**
+   * Opens the folder of a run that starts (a folder that holds a run already is refused, or emptied with `overwrite`) or, with
+   * `resumeAt`, of one that goes on after so many steps: later lines are cut.
+   * @throws ConfigError if the folder holds a run and neither option is given.
+   */
+  constructor(config: Config, options: { resumeAt?: number; overwrite?: boolean } = {}) {
+    this.dir = path.resolve(config.runDir);
+    mkdirSync(this.dir, { recursive: true });
+    if (options.resumeAt !== undefined) {
+      for (const file of [FILES.metrics, FILES.completions]) cutAfterStep(path.join(this.dir, file), options.resumeAt);
+    } else {
+      if (options.overwrite) emptyRunFolder(this.dir);
+      if (holdsRun(this.dir)) {
+        throw new ConfigError(
+          `runDir: ${this.dir} holds a run already; resume it, overwrite it or set another runDir`,
+          {
+            runDir: this.dir,
+          },
+        );
+      }
+    }
+    this.#endLog = logToRunFolder(this.dir);
+    replaceFile(path.join(this.dir, FILES.config), dumpConfig(config));
+    this.#metrics = openSync(path.join(this.dir, FILES.metrics), "a");
+    this.#completions = openSync(path.join(this.dir, FILES.completions), "a");
+  }
+
+  writeMetrics(step: number, metrics: Metrics): void {
+    writeSync(this.#metrics, `${JSON.stringify({ step, ...metrics })}\n`);
+  }
+
+  writeCompletions(step: number, groups: readonly RolloutGroup[]): void {
+    for (const group of groups) writeSync(this.#completions, `${JSON.stringify(completionRecord(step, group))}\n`);
+  }
+
+  /** Writes what was being computed when a number was not finite. Returns the file's path. */
+  dumpBatch(step: number, reason: Record<string, unknown>, batch: readonly ComputedGroup[]): string {
+    const file = path.join(this.dir, `numerics-step-${step}.json`);
+    const groups = batch.map(({ prompt, completions, ...rest }) => ({
+      sample_id: prompt.sample.id,
+      source: prompt.sample.source,
+      prompt_ids: [...prompt.inputIds],
+      completion_ids: completions.map((ids) => [...ids]),
+      ...rest,
+    }));
+    replaceFile(file, JSON.stringify({ step, ...reason, batch: groups }, nonFiniteAsText));
+    return file;
+  }
+
+  /** Forces the lines written so far to the disk. A checkpoint does this first, so that its lines outlive a power cut as it does. */
+  flush(): void {
+    fsyncSync(this.#metrics);
+    fsyncSync(this.#completions);
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#metrics);
+    closeSync(this.#completions);
+    this.#endLog();
+  }
+}
+
+/** The lines of a metrics.jsonl; a torn last line is left out. */
+export function readMetrics(file: string): (Metrics & { step: number })[] {
+  return wholeLines(file).map((line) => JSON.parse(line));
+}
+
+function completionRecord(step: number, group: RolloutGroup): CompletionRecord {
+  const { sample } = group.prompt;
+  return {
+    step,
+    sample_id: sample.id,
+    prompt: questionText(sample.messages.at(-1)?.content ?? ""),
+    solution: sample.solution,
+    completions: group.completions.map((completion) => completion.text),
+    tokens: group.completions.map((completion) => completion.ids.length),
+    rewards: group.rewards,
+    reward_breakdown: group.rewardBreakdown,
+    advantages: group.advantages,
+  };
+}
+
+/** The text parts of a chat message's content. */
+export function questionText(content: RolloutGroup["prompt"]["sample"]["messages"][number]["content"]): string {
+  if (typeof content === "string") return content;
+  return content.flatMap((part) => (part.type === "text" ? [part.text] : [])).join("");
+}
+
+/** JSON has no NaN and no infinity; a dump that turned them into null would hide what it is for. */
+function nonFiniteAsText(_key: string, value: unknown): unknown {
+  return typeof value === "number" && !Number.isFinite(value) ? String(value) : value;
+}
+
+function cutAfterStep(file: string, lastStep: number): void {
+  const kept = wholeLines(file).filter((line) => (JSON.parse(line) as { step: number }).step <= lastStep);
+  replaceFile(file, kept.map((line) => `${line}\n`).join(""));
+}
+
+function wholeLines(file: string): string[] {
+  if (!existsSync(file)) return [];
+  const lines = readFileSync(file, "utf8").split("\n");
+  lines.pop(); // what follows the last newline: nothing, or a line that was being written when the process died
+  return lines.filter((line) => line !== "");
+}
+
+function holdsRun(dir: string): boolean {
+  return (
+    wholeLines(path.join(dir, FILES.metrics)).length > 0 ||
+    readdirSync(dir).some((name) => /^checkpoint-\d+$/.test(name))
+  );
+}
+
+function emptyRunFolder(dir: string): void {
+  for (const name of readdirSync(dir)) {
+    if (OWN_ENTRY.test(name)) rmSync(path.join(dir, name), { recursive: true });
+  }
+}

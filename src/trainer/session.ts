@@ -1,0 +1,240 @@
+/** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
+
+import path from "node:path";
+import type { Config } from "../config/schema.ts";
+import { sampleIndices } from "../data/order.ts";
+import { CheckpointError, NumericsError } from "../errors.ts";
+import { evalMetrics, evaluateLevels, readLevels } from "../eval/evaluate.ts";
+import { log } from "../log.ts";
+import type { Qwen2VL } from "../model/qwen2vl/model.ts";
+import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
+import { liveTensors } from "../torch/scope.ts";
+import type { Metrics, Prompt, Sample } from "../types.ts";
+import {
+  applyDevice,
+  loadModel,
+  openModel,
+  openPipeline,
+  type Pipeline,
+  readTrainingData,
+  totalSteps,
+} from "./assemble.ts";
+import {
+  fingerprint,
+  latestCheckpoint,
+  modelFolder,
+  readCheckpoint,
+  restoreOptimizer,
+  saveCheckpoint,
+  type TrainState,
+} from "./checkpoint.ts";
+import { replaceFolder } from "./files.ts";
+import { AdamW } from "./optimizer.ts";
+import { type ComputedGroup, RunFolder } from "./run-folder.ts";
+import type { TrainHooks } from "./training-loop.ts";
+
+/** Knobs that may differ between the sessions of a run without making it another run. */
+const FREE_KNOBS = [
+  /^(device|threads|runDir)$/,
+  /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
+  /^(eval|rendered|tinyModel)\./,
+  /^trainer\.(saveEvery|keepLast|evalEvery|evalLimit|logCompletions)$/,
+];
+
+/** An open training run. */
+export interface Session extends Pipeline {
+  config: Config;
+  stage: TrainState["stage"];
+  folder: RunFolder;
+  model: Qwen2VL;
+  optimizer: AdamW;
+  samples: Sample[];
+  levels: Record<string, Sample[]>; // evaluated on the way
+  steps: number; // of the whole run
+  firstStep: number; // 0, or where the checkpoint left off
+  badSamples: number; // met so far, over all sessions
+  /** Fingerprint of the weights before the first step. */
+  startWeights: string;
+}
+
+/** Opens a new run, or with `hooks.resume` the newest checkpoint of the one in config.runDir. */
+export async function openSession(config: Config, hooks: TrainHooks, stage: TrainState["stage"]): Promise<Session> {
+  applyDevice(config);
+  const samples = await readTrainingData(config);
+  const levels = config.trainer.evalEvery > 0 ? await readLevels(config) : {};
+  const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
+  const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
+  const opened: Disposable[] = [];
+  const own = <T extends Disposable>(item: T): T => {
+    opened.push(item);
+    return item;
+  };
+  try {
+    const session = {
+      config,
+      stage,
+      samples,
+      levels,
+      steps: totalSteps(config, samples.length),
+      firstStep: state?.step ?? 0,
+      badSamples: state?.badSamples ?? 0,
+    };
+    const replace = { overwrite: hooks.overwrite ?? false };
+    const folder = own(new RunFolder(config, hooks.resume ? { resumeAt: state?.step ?? -1 } : replace));
+    announce(session, hooks, checkpoint, state);
+    const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
+    const startWeights = state?.start ?? fingerprint(model.parameters);
+    const optimizer = own(new AdamW(trainable(model, config), config.optimizer));
+    if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
+    return { ...session, folder, model, optimizer, startWeights, ...(await openPipeline(config, model)) };
+  } catch (error) {
+    for (const item of opened.reverse()) item[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function announce(
+  { config, stage, steps, samples }: Pick<Session, "config" | "stage" | "steps" | "samples">,
+  hooks: TrainHooks,
+  checkpoint: string | undefined,
+  state: TrainState | null,
+): void {
+  const { device, dtype, runDir } = config;
+  log.info({ stage, steps, samples: samples.length, device, dtype, runDir, checkpoint }, "training");
+  if (state !== null)
+    for (const change of changedKnobs(state.config, config)) log.warn(`resumed with another ${change}`);
+  else if (hooks.resume) log.info("no complete checkpoint to resume from: starting from the beginning");
+}
+
+export async function closeSession(session: Session): Promise<void> {
+  await session.close();
+  session.optimizer[Symbol.dispose]();
+  session.model[Symbol.dispose]();
+  session.folder[Symbol.dispose]();
+}
+
+/**
+ * The reference policy: the model as it was before the first step, a copy of the policy in a new run, read or drawn again in a resumed one.
+ * @throws CheckpointError when the weights at model.path are no longer those the run started from.
+ */
+export function openReference({ config, model, firstStep, startWeights }: Session): Qwen2VL {
+  const reference = firstStep === 0 ? model.clone() : openModel(config);
+  if (fingerprint(reference.parameters) !== startWeights) {
+    reference[Symbol.dispose]();
+    throw new CheckpointError(
+      config.model.path,
+      "holds other weights than those this run started from; they are its reference policy",
+    );
+  }
+  return reference;
+}
+
+/**
+ * The prompts of one step, and a start on those of the next ones. A sample that cannot be used is counted and left out: the step goes on
+ * with fewer questions.
+ */
+export async function loadPrompts(session: Session, step: number): Promise<Prompt[]> {
+  const { config, loader, samples } = session;
+  const { questionsPerStep } = config.trainer;
+  const samplesOf = (at: number) =>
+    sampleIndices(samples.length, at, questionsPerStep, config.seed).map((index) => samples[index] as Sample);
+  const last = Math.min(step + config.data.prefetch, session.steps - 1);
+  loader.prefetch(Array.from({ length: last - step + 1 }, (_, ahead) => samplesOf(step + ahead)).flat());
+  const prompts: Prompt[] = [];
+  for (const sample of samplesOf(step)) {
+    const prompt = await loader.load(sample);
+    if (prompt === null) session.badSamples++;
+    else prompts.push(prompt);
+  }
+  return prompts;
+}
+
+export async function evaluateSession(
+  session: Session,
+  hooks: TrainHooks,
+  stopped: () => boolean,
+): Promise<Metrics | null> {
+  const results = await evaluateLevels(session.levels, session, {
+    limit: session.config.trainer.evalLimit,
+    stopped,
+    ...(hooks.onEvalProgress && { onProgress: hooks.onEvalProgress }),
+  });
+  return results && evalMetrics(results);
+}
+
+export function saveSession(session: Session, step: number): void {
+  const { config, stage, folder, model, optimizer, badSamples, startWeights } = session;
+  const { torch } = versions();
+  const state: TrainState = {
+    stage,
+    step,
+    updates: optimizer.updates,
+    badSamples,
+    start: startWeights,
+    config,
+    versions: { node: process.version, torch },
+  };
+  const saved = saveCheckpoint(folder.dir, state, model, optimizer, {
+    copyFrom: config.model.path,
+    keepLast: config.trainer.keepLast,
+  });
+  log.info({ checkpoint: saved }, "saved");
+}
+
+/** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */
+export function exportSession({ config, folder, model }: Session): string {
+  const final = path.join(folder.dir, "final");
+  replaceFolder(final, (temporary) => model.save(temporary, { copyFrom: config.model.path }));
+  return final;
+}
+
+/**
+ * The error for a step whose loss or gradient is not finite, after writing what was being computed to `numerics-step-<n>.json`. The
+ * weights are as they were before the step; the newest checkpoint is whole.
+ */
+export function refuseBatch(
+  { folder }: Session,
+  step: number,
+  [what, value]: [name: string, value: number],
+  batch: readonly ComputedGroup[],
+  packStats: unknown,
+): NumericsError {
+  const file = folder.dumpBatch(step, { what, value, packStats }, batch);
+  const sampleIds = batch.map(({ prompt }) => prompt.sample.id);
+  return new NumericsError(`${what} of step ${step} (batch written to ${file})`, value, { step, sampleIds, file });
+}
+
+/** `memory/...` of a step: live tensors and their bytes and, on a GPU, the most memory since the call before. */
+export function memoryMetrics(): Metrics {
+  const GIB = 2 ** 30;
+  const live = liveTensors();
+  const { peak, total } = memoryStats();
+  resetPeakMemory();
+  return {
+    "memory/live_tensors": live.count,
+    "memory/live_gib": live.bytes / GIB,
+    ...(total > 0 ? { "memory/peak_gib": peak / GIB } : {}),
+  };
+}
+
+function trainable(model: Qwen2VL, config: Config) {
+  return config.model.freezeVision
+    ? model.parameters.filter(({ name }) => !name.startsWith("visual."))
+    : model.parameters;
+}
+
+/** `optimizer.learningRate: 0.001 -> 0.002` for every knob in which two configs differ, free ones left out. */
+export function changedKnobs(before: Config, now: Config): string[] {
+  const old = leaves(before);
+  const current = leaves(now);
+  return [...new Set([...old.keys(), ...current.keys()])]
+    .filter((knob) => old.get(knob) !== current.get(knob) && !FREE_KNOBS.some((free) => free.test(knob)))
+    .map((knob) => `${knob}: ${old.get(knob) ?? "unset"} -> ${current.get(knob) ?? "unset"}`);
+}
+
+function leaves(value: unknown, prefix = ""): Map<string, string> {
+  if (typeof value !== "object" || value === null) return new Map([[prefix, JSON.stringify(value)]]);
+  return new Map(
+    Object.entries(value).flatMap(([key, inner]) => [...leaves(inner, prefix === "" ? key : `${prefix}.${key}`)]),
+  );
+}

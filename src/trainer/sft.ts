@@ -1,0 +1,149 @@
+/**
+ * Supervised fine-tuning on responses with a chain of thought: the stage before GRPO, with the same shape of a step.
+ *
+ *   loss    = -1/T sum_t log policy(y_t | question, y_<t),   T: response tokens of all records of the step
+ *   theta   <- AdamW(theta, gradient of the loss, scaled down to norm maxGradNorm)
+ *
+ * Only the response counts: its tokens, the `<|im_end|>` behind them and the line break of the chat template, as in TencentARC/SEED-Bench-R1
+ * (labels are masked up to the last `<|im_start|>assistant\n`). It departs from that code in two points: records are packed without padding,
+ * and the mean is one over all tokens of a step, not over the means of micro-batches.
+ *
+ * Launch: npm run sft -- --config configs/<file>.yaml
+ */
+
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Config } from "../config/schema.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import { DataError } from "../errors.ts";
+import { packGroups } from "../model/packed.ts";
+import { synchronize } from "../torch/cuda.ts";
+import { full, stack, sum } from "../torch/ops.ts";
+import { keep, scope } from "../torch/scope.ts";
+import type { Tensor } from "../torch/tensor.ts";
+import type { Metrics, Prompt, Sample } from "../types.ts";
+import { splitByTokens } from "./batch.ts";
+import { readTogether } from "./loss.ts";
+import { firstNonFinite, StopWatch } from "./metrics.ts";
+import { learningRate } from "./schedule.ts";
+import {
+  closeSession,
+  evaluateSession,
+  exportSession,
+  loadPrompts,
+  memoryMetrics,
+  openSession,
+  refuseBatch,
+  type Session,
+  saveSession,
+} from "./session.ts";
+import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
+
+interface SftRecord {
+  prompt: Prompt;
+  completions: [response: Int32Array]; // ids, see responseIds
+}
+
+/** One step: from the records that (seed, step) names to the updated policy. */
+async function sftStep(run: Session, step: number): Promise<Metrics> {
+  const watch = new StopWatch(synchronize);
+  const prompts = await watch.time("data", () => loadPrompts(run, step)); // P records
+  if (prompts.length === 0) return { "data/records": 0, "data/bad_samples": run.badSamples };
+
+  const records = prompts.map((prompt): SftRecord => {
+    return { prompt, completions: [responseIds(prompt.sample, run.processor.tokenizer)] };
+  });
+  const packs = splitByTokens(records, recordTokens, run.config.trainer.tokensPerPack);
+  const tokens = records.reduce((total, { completions }) => total + completions[0].length, 0); // T
+  const update = await watch.time("update", () => updatePolicy(run, step, packs, tokens));
+  return {
+    ...update,
+    "data/records": prompts.length,
+    "data/response_tokens": tokens,
+    "data/bad_samples": run.badSamples,
+    "data/tokens_per_s": records.reduce((total, record) => total + recordTokens(record), 0) / watch.seconds("update"),
+    ...watch.metrics(),
+    ...memoryMetrics(),
+  };
+}
+
+/**
+ * What the policy is to say: the response, the end of the turn, and the line break that the chat template puts behind it.
+ * @throws DataError for a record without a response.
+ */
+export function responseIds(sample: Sample, tokenizer: Pick<Tokenizer, "encode" | "idOf">): Int32Array {
+  if (sample.response === undefined) {
+    throw new DataError(
+      { ...sample.source, sampleId: sample.id },
+      "has no response to learn; SFT needs one in every record",
+    );
+  }
+  return Int32Array.from([
+    ...tokenizer.encode(sample.response),
+    tokenizer.idOf("<|im_end|>"),
+    ...tokenizer.encode("\n"),
+  ]);
+}
+
+/**
+ * One update from the whole batch: gradients pack by pack, one global norm, one optimizer step.
+ * @throws NumericsError before the weights are touched when the loss or the gradient is not finite.
+ */
+async function updatePolicy(
+  run: Session,
+  step: number,
+  packs: readonly SftRecord[][],
+  tokens: number,
+): Promise<Metrics> {
+  const { config, model, optimizer } = run;
+  const { recompute, freezeVision } = config.model;
+  const stats: Tensor[] = []; // per pack: sums of -log p and of the entropy
+  optimizer.zeroGrad();
+  try {
+    for (const groups of packs) {
+      scope(() => {
+        using pass = model.pass(packGroups(groups), { grad: true, recompute, freezeVision });
+        stats.push(keep(stack([sum(pass.logprobs), sum(pass.entropy)])));
+        pass.backward(full(pass.logprobs.shape, -1 / tokens, { device: model.device })); // d loss / d logprob
+      });
+      await nextTurn(); // lets signals, prefetching and logs have their turn
+    }
+    const rate = learningRate(config.optimizer, optimizer.updates, run.steps);
+    stats.push(keep(optimizer.gradNorm()));
+    const values = readTogether(stats); // the one wait for the device in a step
+    const mean = (column: number) =>
+      values.slice(0, -1).reduce((total, pack) => total + (pack[column] as number), 0) / tokens;
+    const metrics = { "loss/sft": -mean(0), "loss/entropy": mean(1), "grad/norm": values.at(-1)?.[0] as number };
+    const bad = firstNonFinite(metrics);
+    if (bad !== undefined) throw refuseBatch(run, step + 1, bad, packs.flat(), values);
+    optimizer.step(rate, stats.at(-1) as Tensor);
+    return { ...metrics, "optimizer/learning_rate": rate };
+  } finally {
+    for (const tensor of stats) tensor.free();
+  }
+}
+
+/** Trains the policy that `config` describes. Returns after the last step, or after a signal once the step in progress is saved. */
+export async function trainSft(config: Config, hooks: TrainHooks = {}): Promise<TrainResult> {
+  const session = await openSession(config, hooks, "sft");
+  try {
+    return await trainingLoop(
+      {
+        steps: session.steps,
+        firstStep: session.firstStep,
+        runStep: (step) => sftStep(session, step),
+        evaluate: (stopped) => evaluateSession(session, hooks, stopped),
+        save: (step) => saveSession(session, step),
+        exportModel: () => exportSession(session),
+      },
+      session.folder,
+      config,
+      hooks,
+    );
+  } finally {
+    await closeSession(session);
+  }
+}
+
+function recordTokens({ prompt, completions }: SftRecord): number {
+  return completions.reduce((total, ids) => total + ids.length, prompt.inputIds.length);
+}

@@ -1,0 +1,111 @@
+/** What GRPO and SFT share: steps, metric lines, evaluations, checkpoints, progress, and an orderly stop. */
+
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { Config } from "../config/schema.ts";
+import { log } from "../log.ts";
+import type { Metrics } from "../types.ts";
+import { Eta } from "./metrics.ts";
+import type { RunFolder } from "./run-folder.ts";
+
+/** How far a run has come; src/cli draws it. */
+export interface Progress {
+  step: number; // steps made
+  steps: number;
+  metrics: Metrics;
+  etaS: number;
+}
+
+/** What the caller of a training run may pass. */
+export interface TrainHooks {
+  /** Go on from the newest checkpoint in runDir; without one the run starts from the beginning. */
+  resume?: boolean;
+  /** Replace the run that runDir holds. */
+  overwrite?: boolean;
+  onProgress?: (progress: Progress) => void;
+  /** During an evaluation: how many of a level's questions are answered. */
+  onEvalProgress?: (progress: { level: string; done: number; total: number }) => void;
+}
+
+export interface TrainResult {
+  runDir: string;
+  /** Steps made, over all sessions. */
+  step: number;
+  /** False when a signal ended the run before its last step; it can be resumed. */
+  finished: boolean;
+  /** Hugging Face folder of the trained model; null when not finished. */
+  finalDir: string | null;
+}
+
+/** One kind of training, as the loop drives it. */
+export interface Training {
+  steps: number; // of the whole run
+  firstStep: number; // 0, or where a checkpoint left off
+  /** Makes step number `step`, counted from 0. */
+  runStep(step: number): Promise<Metrics>;
+  /** `eval/<level>/...`; null when `stopped` turned true on the way. */
+  evaluate(stopped: () => boolean): Promise<Metrics | null>;
+  save(stepsDone: number): void;
+  /** Writes the trained model; returns its folder. */
+  exportModel(): string;
+}
+
+/**
+ * Runs steps until the last one, or until SIGTERM or SIGINT: then the step in progress is finished and saved and the function returns with
+ * `finished: false`. A second signal ends the process at once.
+ * A step's line is written before its checkpoint, so every line up to a checkpoint's step is there when a run resumes from it.
+ */
+export async function trainingLoop(
+  training: Training,
+  folder: RunFolder,
+  config: Config,
+  hooks: TrainHooks,
+): Promise<TrainResult> {
+  const { saveEvery, evalEvery } = config.trainer;
+  const { steps } = training;
+  const stop = listenForStop();
+  const isEvalDue = (done: number) => evalEvery > 0 && (done % evalEvery === 0 || done === steps);
+  let done = training.firstStep;
+  try {
+    const before = done === 0 && evalEvery > 0 ? await training.evaluate(stop.requested) : null;
+    if (before !== null) folder.writeMetrics(0, before);
+    const eta = new Eta();
+    while (done < steps && !stop.requested()) {
+      const metrics = await training.runStep(done);
+      done++;
+      hooks.onProgress?.({ step: done, steps, metrics, etaS: eta.tick(steps - done) });
+      const evaluated = isEvalDue(done) && !stop.requested() ? await training.evaluate(stop.requested) : null;
+      folder.writeMetrics(done, { ...metrics, ...evaluated });
+      await nextTurn(); // signals are handed over between turns of the event loop
+      if (done === steps || stop.requested() || (saveEvery > 0 && done % saveEvery === 0)) {
+        folder.flush();
+        training.save(done);
+      }
+    }
+  } finally {
+    stop.end();
+  }
+  const finished = done >= steps;
+  if (!finished) log.info({ step: done, steps }, "stopped by a signal; --resume goes on from here");
+  return { runDir: folder.dir, step: done, finished, finalDir: finished ? training.exportModel() : null };
+}
+
+/**
+ * Turns the first SIGTERM or SIGINT into a request to stop. After it the signals have their usual effect again, so that a second one
+ * ends the process even while it computes; two that arrive within one turn of the event loop end it in the next.
+ */
+function listenForStop(): { requested: () => boolean; end: () => void } {
+  let count = 0;
+  const onSignal = (signal: NodeJS.Signals) => {
+    count++;
+    if (count > 1) process.exit(signal === "SIGINT" ? 130 : 143);
+    log.info({ signal }, "finishing the step, then saving and leaving; a second signal leaves at once");
+    setImmediate(end);
+  };
+  const end = () => {
+    process.off("SIGTERM", onSignal);
+    process.off("SIGINT", onSignal);
+  };
+  process.on("SIGTERM", onSignal);
+  process.on("SIGINT", onSignal);
+  return { requested: () => count > 0, end };
+}

@@ -1,0 +1,52 @@
+import { expect, test } from "vitest";
+import { type MetricsLine, pointsOf, runPlot, smooth, ticks } from "../../src/eval/plot.ts";
+
+test("ticks are round and cover the range", () => {
+  expect(ticks(0, 1)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1]);
+  expect(ticks(-0.13, 0.27)).toEqual([-0.1, 0, 0.1, 0.2]);
+  expect(ticks(0, 347, 8)).toEqual([0, 50, 100, 150, 200, 250, 300]);
+});
+
+test("smoothing averages over the neighbours that exist", () => {
+  const points = [0, 3, 6, 9].map((y, x) => ({ x, y }));
+  expect(smooth(points, 1).map((point) => point.y)).toEqual([1.5, 3, 6, 7.5]);
+  expect(smooth(points, 0)).toEqual(points);
+});
+
+test("points leave out lines without the metric", () => {
+  const lines = [{ step: 0, a: 1 }, { step: 1 }, { step: 2, a: 3 }] as MetricsLine[];
+  expect(pointsOf(lines, "a")).toEqual([
+    { x: 0, y: 1 },
+    { x: 2, y: 3 },
+  ]);
+});
+
+test("a run's plot is well-formed, names its curves and keeps every point inside its panel", () => {
+  const lines = Array.from({ length: 60 }, (_, step) => ({
+    step,
+    "reward/mean": step / 60,
+    ...(step % 20 === 0 ? { "eval/L1/accuracy": 0.3, "eval/L<2>/accuracy": 0.2 } : {}),
+  })) as MetricsLine[];
+  const svg = runPlot({ grpo: lines }, "Tiny run");
+  expect(svg).toContain(">Tiny run</text>");
+  expect(svg).toContain(">L1</text>");
+  expect(svg).toContain(">L&lt;2&gt;</text>");
+  expect(svg).not.toMatch(/NaN|undefined|Infinity/);
+  // Two rewards (raw, smoothed) and two accuracies, each from its first point on, plus an axis line per panel.
+  expect(svg.match(/<path d="M/g)).toHaveLength(2 + 2 + 2);
+  expect(svg.match(/<circle/g)).toHaveLength(6);
+  const height = Number(/viewBox="0 0 900 (\d+)"/.exec(svg)?.[1]);
+  for (const [, x, y] of svg.matchAll(/[ML]([\d.-]+) ([\d.-]+)/g)) {
+    expect(Number(x)).toBeGreaterThanOrEqual(64);
+    expect(Number(x)).toBeLessThanOrEqual(900 - 176);
+    expect(Number(y)).toBeGreaterThan(0);
+    expect(Number(y)).toBeLessThan(height);
+  }
+  const opened = [...svg.matchAll(/<([a-z]+)[^>]*[^/]>/g)].map(([, tag]) => tag).sort();
+  const closed = [...svg.matchAll(/<\/([a-z]+)>/g)].map(([, tag]) => tag).sort();
+  expect(opened).toEqual(closed);
+});
+
+test("a run without any metrics still gives a picture", () => {
+  expect(runPlot({ empty: [] }, "nothing")).toContain("</svg>");
+});

@@ -1,0 +1,105 @@
+import {
+  appendFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
+import path from "node:path";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { CheckpointError } from "../../src/errors.ts";
+import { latestCheckpoint, readCheckpoint } from "../../src/trainer/checkpoint.ts";
+import { trainSft } from "../../src/trainer/sft.ts";
+import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
+
+let world: TinyWorld;
+let trained: string;
+
+beforeAll(async () => {
+  world = await makeTinyWorld();
+  const config = tinyConfig(world, "trained", {
+    trainer: { steps: 3, saveEvery: 1, keepLast: 2, questionsPerStep: 2 },
+  });
+  trained = (await trainSft(config)).runDir;
+});
+afterAll(() => rmSync(world.folder, { recursive: true }));
+
+/** A copy of the run, so that tests may damage it. */
+function copyRun(name: string): string {
+  const folder = path.join(world.folder, name);
+  cpSync(trained, folder, { recursive: true });
+  return folder;
+}
+
+test("the newest ones are kept, each with a model of its own and a manifest, and nothing half-written is left", () => {
+  const names = readdirSync(trained).sort();
+  expect(names).toEqual([
+    "checkpoint-2",
+    "checkpoint-3",
+    "completions.jsonl",
+    "config.yaml",
+    "final",
+    "log.jsonl",
+    "metrics.jsonl",
+  ]);
+  const checkpoint = path.join(trained, "checkpoint-3");
+  expect(readdirSync(checkpoint).sort()).toEqual(["manifest.json", "model", "optimizer.safetensors", "state.json"]);
+  expect(readdirSync(path.join(checkpoint, "model"))).toEqual(
+    expect.arrayContaining(["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]),
+  );
+  const state = readCheckpoint(checkpoint, "sft");
+  expect(state).toMatchObject({ step: 3, updates: 3, badSamples: 0 });
+  expect(state.config.seed).toBe(7);
+  expect(latestCheckpoint(trained)).toBe(checkpoint);
+  expect(() => readCheckpoint(checkpoint, "grpo")).toThrow(/belongs to a run of sft/);
+});
+
+test("the exported model is the last checkpoint's", () => {
+  const weights = (folder: string) => readFileSync(path.join(trained, folder, "model.safetensors"));
+  expect(weights("final").equals(weights("checkpoint-3/model"))).toBe(true);
+});
+
+test.each([
+  ["without a manifest", (folder: string) => rmSync(path.join(folder, "manifest.json"))],
+  ["with a file missing", (folder: string) => rmSync(path.join(folder, "optimizer.safetensors"))],
+  ["with a file cut off", (folder: string) => truncateSync(path.join(folder, "optimizer.safetensors"), 100)],
+])("a checkpoint %s is passed over for the one before", (name, damage) => {
+  const run = copyRun(`partial ${name}`);
+  damage(path.join(run, "checkpoint-3"));
+  expect(latestCheckpoint(run)).toBe(path.join(run, "checkpoint-2"));
+  expect(() => readCheckpoint(path.join(run, "checkpoint-3"), "sft")).toThrow(CheckpointError);
+});
+
+test.each([
+  "model/model.safetensors",
+  "optimizer.safetensors",
+  "state.json",
+])("a flipped bit in %s is found", (name) => {
+  const run = copyRun(`flipped ${path.basename(name)}`);
+  const file = path.join(run, "checkpoint-3", name);
+  const bytes = readFileSync(file);
+  bytes.writeUInt8(bytes.readUInt8(bytes.length - 40) ^ 1, bytes.length - 40);
+  writeFileSync(file, bytes);
+  expect(latestCheckpoint(run)).toBe(path.join(run, "checkpoint-3"));
+  expect(() => readCheckpoint(path.join(run, "checkpoint-3"), "sft")).toThrow(/damaged.*delete the checkpoint/);
+});
+
+test("what a killed process left under the hidden name is no checkpoint and is removed by the next save", async () => {
+  const run = copyRun("hidden");
+  const hidden = path.join(run, ".checkpoint-4.tmp");
+  mkdirSync(hidden);
+  appendFileSync(path.join(hidden, "state.json"), "{");
+  expect(latestCheckpoint(run)).toBe(path.join(run, "checkpoint-3"));
+  const config = tinyConfig(world, "hidden", { trainer: { steps: 4, saveEvery: 1, keepLast: 1, questionsPerStep: 2 } });
+  await trainSft(config, { resume: true });
+  expect(existsSync(hidden)).toBe(false);
+  expect(readdirSync(run).filter((name) => name.includes("checkpoint"))).toEqual(["checkpoint-4"]);
+});
+
+test("no checkpoints: nothing to resume from", () => {
+  expect(latestCheckpoint(path.join(world.folder, "nowhere"))).toBeUndefined();
+});

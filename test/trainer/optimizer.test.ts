@@ -1,0 +1,158 @@
+import { expect, test } from "vitest";
+import { configSchema } from "../../src/config/schema.ts";
+import { CheckpointError } from "../../src/errors.ts";
+import type { Parameter } from "../../src/model/parameter.ts";
+import { normal } from "../../src/random.ts";
+import { cast, clone, copy_ } from "../../src/torch/ops.ts";
+import { scope } from "../../src/torch/scope.ts";
+import { type DType, fromArray } from "../../src/torch/tensor.ts";
+import { AdamW } from "../../src/trainer/optimizer.ts";
+
+const defaults = configSchema.parse({ model: { path: "unused" } }).optimizer;
+const SHAPES: Record<string, number[]> = { matrix: [5, 7], bias: [7], other: [3, 2, 2] };
+
+function parameters(dtype: DType): Parameter[] {
+  return Object.entries(SHAPES).map(([name, shape], k) => {
+    const count = shape.reduce((a, b) => a * b, 1);
+    const values = Array.from({ length: count }, (_, i) => normal("weights", k, i));
+    return { name, tensor: fromArray(values, shape, { dtype }), parts: [] };
+  });
+}
+
+const gradientAt = (step: number, k: number, i: number) => normal("gradient", step, k, i) * (k + 1);
+
+/** Writes the gradients of a step as a backward pass would: into the tensors that .grad views. */
+function setGradients(all: readonly Parameter[], step: number): void {
+  scope(() => {
+    for (const [k, { tensor }] of all.entries()) {
+      const values = Array.from({ length: tensor.numel }, (_, i) => gradientAt(step, k, i));
+      copy_(tensor.grad!, fromArray(values, tensor.shape, { dtype: tensor.dtype }));
+    }
+  });
+}
+
+/** AdamW by the book on plain numbers, arXiv:1711.05101 algorithm 2, with clipping by the global norm. */
+class PlainAdamW {
+  readonly m: number[][];
+  readonly v: number[][];
+  updates = 0;
+  constructor(
+    readonly weights: number[][],
+    readonly config: typeof defaults,
+  ) {
+    this.m = weights.map((values) => values.map(() => 0));
+    this.v = weights.map((values) => values.map(() => 0));
+  }
+  step(rate: number, gradients: number[][], decays: boolean[]): number {
+    const { beta1, beta2, eps, weightDecay, maxGradNorm } = this.config;
+    this.updates++;
+    const norm = Math.sqrt(gradients.flat().reduce((sum, g) => sum + g * g, 0));
+    const scale = Math.min(1, maxGradNorm / (norm + 1e-6));
+    for (const [k, values] of this.weights.entries()) {
+      for (const i of values.keys()) {
+        const g = gradients[k]![i]! * scale;
+        const m = beta1 * this.m[k]![i]! + (1 - beta1) * g;
+        const v = beta2 * this.v[k]![i]! + (1 - beta2) * g * g;
+        this.m[k]![i] = m;
+        this.v[k]![i] = v;
+        const decayed = values[i]! * (1 - rate * (decays[k] ? weightDecay : 0));
+        const unbiased = m / (1 - beta1 ** this.updates);
+        values[i] = decayed - (rate * unbiased) / (Math.sqrt(v / (1 - beta2 ** this.updates)) + eps);
+      }
+    }
+    return norm;
+  }
+}
+
+const DECAYS = [true, false, true];
+const numbersOf = (all: readonly Parameter[]) => all.map(({ tensor }) => tensor.toNumbers());
+
+test.each([
+  ["clipped", { maxGradNorm: 1, weightDecay: 0.1 }],
+  ["not clipped", { maxGradNorm: 1e6, weightDecay: 0 }],
+])("float32: equals a plain AdamW, %s", (_, more) => {
+  const config = { ...defaults, ...more };
+  const all = parameters("float32");
+  const plain = new PlainAdamW(numbersOf(all), config);
+  const optimizer = new AdamW(all, config);
+  for (let step = 0; step < 5; step++) {
+    optimizer.zeroGrad();
+    setGradients(all, step);
+    const gradients = scope(() => all.map(({ tensor }) => tensor.grad!.toNumbers()));
+    using norm = optimizer.gradNorm();
+    optimizer.step(0.01, norm);
+    expect(norm.item()).toBeCloseTo(plain.step(0.01, gradients, DECAYS), 4);
+  }
+  for (const [k, values] of numbersOf(all).entries()) {
+    for (const [i, value] of values.entries()) expect(value).toBeCloseTo(plain.weights[k]![i]!, 5);
+  }
+  optimizer[Symbol.dispose]();
+  for (const { tensor } of all) tensor.free();
+});
+
+test("bfloat16 weights with their low bits are a float32 master: small updates add up", () => {
+  const half = parameters("bfloat16");
+  const full = half.map((parameter) => ({ ...parameter, tensor: cast(parameter.tensor, "float32") }));
+  const fast = new AdamW(half, defaults);
+  const exact = new AdamW(full, defaults);
+  for (let step = 0; step < 30; step++) {
+    setGradients(half, step);
+    scope(() => full.forEach(({ tensor }, k) => void copy_(tensor.grad!, half[k]!.tensor.grad!)));
+    using a = fast.gradNorm();
+    using b = exact.gradNorm();
+    fast.step(1e-6, a); // far below the spacing of bfloat16 numbers around 1, which is 4e-3
+    exact.step(1e-6, b);
+  }
+  for (const [k, { tensor }] of half.entries()) {
+    // The bfloat16 weight is the float32 one, rounded (to nearest; ties may differ).
+    const rounded = scope(() => cast(full[k]!.tensor, "bfloat16").toNumbers());
+    for (const [i, value] of tensor.toNumbers().entries()) expect(value).toBeCloseTo(rounded[i]!, 6);
+    const low = fast.state().find(({ name }) => name === `${half[k]!.name}.low`)!.tensor;
+    expect(low.toNumbers().some((bits) => bits !== 0)).toBe(true);
+  }
+  for (const optimizer of [fast, exact]) optimizer[Symbol.dispose]();
+  for (const { tensor } of [...half, ...full]) tensor.free();
+});
+
+test("gradients are views of one buffer: cleared together, added to in place", () => {
+  const all = parameters("float32");
+  const optimizer = new AdamW(all, defaults);
+  setGradients(all, 1);
+  using before = optimizer.gradNorm();
+  expect(before.item()).toBeGreaterThan(1);
+  optimizer.zeroGrad();
+  using after = optimizer.gradNorm();
+  expect(after.item()).toBe(0);
+  optimizer[Symbol.dispose]();
+  for (const { tensor } of all) tensor.free();
+});
+
+test("a restored state goes on bit for bit; a state that does not fit is refused", () => {
+  const straight = parameters("bfloat16");
+  const first = new AdamW(straight, defaults);
+  const run = (optimizer: AdamW, all: readonly Parameter[], from: number, to: number) => {
+    for (let step = from; step < to; step++) {
+      setGradients(all, step);
+      using norm = optimizer.gradNorm();
+      optimizer.step(1e-3, norm);
+    }
+  };
+  run(first, straight, 0, 3);
+  const copies = straight.map((parameter) => ({ ...parameter, tensor: clone(parameter.tensor) }));
+  const saved = new Map(first.state().map(({ name, tensor }) => [name, clone(tensor)]));
+  const second = new AdamW(copies, defaults);
+  second.restore(3, (name) => saved.get(name), "file");
+  run(first, straight, 3, 6);
+  run(second, copies, 3, 6);
+  expect(second.updates).toBe(6);
+  expect(numbersOf(copies)).toEqual(numbersOf(straight));
+  expect(second.state().map(({ tensor }) => tensor.toNumbers())).toEqual(
+    first.state().map(({ tensor }) => tensor.toNumbers()),
+  );
+
+  expect(() => second.restore(1, () => undefined, "file")).toThrow(/matrix\.m is missing/);
+  expect(() => second.restore(1, () => saved.get("bias.m"), "file")).toThrow(CheckpointError);
+  for (const optimizer of [first, second]) optimizer[Symbol.dispose]();
+  for (const tensor of saved.values()) tensor.free();
+  for (const { tensor } of [...straight, ...copies]) tensor.free();
+});

@@ -1,0 +1,96 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { type Config, configSchema } from "../../src/config/schema.ts";
+import { RunFolder, readMetrics } from "../../src/trainer/run-folder.ts";
+import { type Training, trainingLoop } from "../../src/trainer/training-loop.ts";
+
+let runDir: string;
+beforeEach(() => {
+  runDir = mkdtempSync(path.join(tmpdir(), "loop-"));
+});
+afterEach(() => rmSync(runDir, { recursive: true }));
+
+/** A training that does nothing but write down what it is asked to do. */
+class Diary implements Training {
+  readonly entries: string[] = [];
+  readonly steps: number;
+  readonly firstStep: number;
+  onStep = (_step: number) => {};
+  constructor(steps: number, firstStep = 0) {
+    this.steps = steps;
+    this.firstStep = firstStep;
+  }
+  async runStep(step: number) {
+    this.entries.push(`step ${step}`);
+    this.onStep(step);
+    return { loss: step };
+  }
+  async evaluate() {
+    this.entries.push("eval");
+    return { "eval/L1/accuracy": 0.5 };
+  }
+  save(done: number) {
+    this.entries.push(`save ${done}`);
+  }
+  exportModel() {
+    this.entries.push("export");
+    return "final";
+  }
+}
+
+async function run(diary: Diary, trainer: Partial<Config["trainer"]>) {
+  const config = configSchema.parse({ model: { path: "unused" }, runDir, trainer });
+  using folder = new RunFolder(config);
+  return await trainingLoop(diary, folder, config, {});
+}
+
+test("saves and evaluates when they are due, and at the end", async () => {
+  const diary = new Diary(5);
+  expect(await run(diary, { saveEvery: 2, evalEvery: 3 })).toEqual({
+    runDir,
+    step: 5,
+    finished: true,
+    finalDir: "final",
+  });
+  const expected = "eval, step 0, step 1, save 2, step 2, eval, step 3, save 4, step 4, eval, save 5, export";
+  expect(diary.entries.join(", ")).toBe(expected);
+  expect(readMetrics(path.join(runDir, "metrics.jsonl"))).toEqual([
+    { step: 0, "eval/L1/accuracy": 0.5 },
+    { step: 1, loss: 0 },
+    { step: 2, loss: 1 },
+    { step: 3, loss: 2, "eval/L1/accuracy": 0.5 },
+    { step: 4, loss: 3 },
+    { step: 5, loss: 4, "eval/L1/accuracy": 0.5 },
+  ]);
+});
+
+test("a resumed training starts where it left off; a finished one only exports", async () => {
+  const resumed = new Diary(3, 2);
+  await run(resumed, { saveEvery: 0, evalEvery: 1 });
+  expect(resumed.entries).toEqual(["step 2", "eval", "save 3", "export"]);
+  rmSync(runDir, { recursive: true });
+  const finished = new Diary(3, 3);
+  await run(finished, { saveEvery: 1 });
+  expect(finished.entries).toEqual(["export"]);
+});
+
+test("a signal lets the step finish, then saves; handlers do not outlive the loop", async () => {
+  const before = process.listenerCount("SIGTERM");
+  const diary = new Diary(9);
+  diary.onStep = (step) => void (step === 3 && process.emit("SIGTERM", "SIGTERM"));
+  expect(await run(diary, { saveEvery: 0, evalEvery: 4 })).toMatchObject({ step: 4, finished: false, finalDir: null });
+  expect(diary.entries).toEqual(["eval", "step 0", "step 1", "step 2", "step 3", "save 4"]);
+  expect(process.listenerCount("SIGTERM")).toBe(before);
+});
+
+test("an error in a step is passed on, and handlers are taken off", async () => {
+  const before = process.listenerCount("SIGINT");
+  const diary = new Diary(3);
+  diary.onStep = () => {
+    throw new Error("broken");
+  };
+  await expect(run(diary, {})).rejects.toThrow("broken");
+  expect(process.listenerCount("SIGINT")).toBe(before);
+});
