@@ -176,9 +176,9 @@ void adamwCuda(at::Tensor& param, const at::Tensor& grad, const std::optional<at
   int status = launch(param.mutable_data_ptr(), grad.const_data_ptr(), grad.scalar_type() == at::kBFloat16 ? 1 : 0,
                       low.has_value() ? low->mutable_data_ptr<int16_t>() : nullptr, m.mutable_data_ptr<float>(),
                       v.mutable_data_ptr<float>(), gradScale.const_data_ptr<float>(), param.numel(), static_cast<float>(s.decay),
-                      static_cast<float>(s.beta1), static_cast<float>(s.beta2), static_cast<float>(s.eps),
-                      static_cast<float>(s.stepSize), static_cast<float>(s.rsqrtCorrection2),
-                      c10::cuda::getCurrentCUDAStream().stream());
+                      static_cast<float>(s.beta1), static_cast<float>(1 - s.beta1), static_cast<float>(s.beta2),
+                      static_cast<float>(1 - s.beta2), static_cast<float>(s.eps), static_cast<float>(s.stepSize),
+                      static_cast<float>(s.rsqrtCorrection2), c10::cuda::getCurrentCUDAStream().stream());
   C10_CUDA_CHECK(static_cast<cudaError_t>(status));
 }
 #endif

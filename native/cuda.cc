@@ -19,9 +19,16 @@ namespace grove {
 
 namespace {
 
+// One stream for all captures: the allocator reuses a block only on the stream it was allocated on, so graphs that share a memory pool
+// share memory only if they were captured on one stream.
+c10::cuda::CUDAStream captureStream() {
+  static c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
+  return stream;
+}
+
 struct Graph {
   at::cuda::CUDAGraph graph;
-  c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
+  c10::cuda::CUDAStream stream = captureStream();
   std::optional<c10::cuda::CUDAStream> before;  // set while capturing
 };
 
@@ -209,7 +216,7 @@ napi_value graphFree(napi_env env, napi_callback_info info) {
 napi_value graphBegin(napi_env env, napi_callback_info info) {
   Args args(env, info, 2);
   Graph& graph = *graphs().at(args.number(0));
-  at::cuda::MempoolId_t pool{0, 0};
+  decltype(graph.graph.pool()) pool{0, 0};
   if (args.number(1) != 0) pool = graphs().at(args.number(1))->graph.pool();
   c10::cuda::device_synchronize();
   auto before = c10::cuda::getCurrentCUDAStream();

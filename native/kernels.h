@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 // param: float32 [n] (low == NULL) or bfloat16 [n] with its low halves [n]; grad: float32 or bfloat16 [n]; m, v: float32 [n];
-// gradScale: one float32. See native/adamw.cc for the meaning.
+// gradScale: one float32; gain = 1 - beta, taken before rounding to float32. See native/adamw.cc for the meaning.
 typedef int (*GroveAdamwLauncher)(void* param, const void* grad, int gradIsBfloat16, int16_t* low, float* m, float* v,
-                                  const float* gradScale, int64_t n, float decay, float beta1, float beta2, float eps,
-                                  float stepSize, float rsqrtCorrection2, void* stream);
+                                  const float* gradScale, int64_t n, float decay, float beta1, float gain1, float beta2,
+                                  float gain2, float eps, float stepSize, float rsqrtCorrection2, void* stream);

@@ -51,15 +51,16 @@ export class PromptTooLongError extends GroveError {
 
 /** A tensor whose shape is not what an operation needs. */
 export class ShapeError extends GroveError {
-  constructor(op: string, expected: string, got: readonly number[]) {
-    super("SHAPE", `${op}: expected ${expected}, got [${got.join(", ")}]`, { op, expected, got });
+  /** @param args all arguments in short, where one shape does not tell enough */
+  constructor(op: string, expected: string, got: readonly number[], args?: string, cause?: unknown) {
+    super("SHAPE", `${op}: expected ${expected}, got ${args ?? `[${got.join(", ")}]`}`, { op, expected, got }, cause);
   }
 }
 
 /** A tensor whose dtype is not what an operation needs. */
 export class DTypeError extends GroveError {
-  constructor(op: string, expected: string, got: string) {
-    super("DTYPE", `${op}: expected ${expected}, got ${got}`, { op, expected, got });
+  constructor(op: string, expected: string, got: string, cause?: unknown) {
+    super("DTYPE", `${op}: expected ${expected}, got ${got}`, { op, expected, got }, cause);
   }
 }
 

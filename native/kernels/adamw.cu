@@ -11,7 +11,7 @@
 namespace {
 
 struct Step {
-  float decay, beta1, beta2, eps, stepSize, rsqrtCorrection2;
+  float decay, beta1, gain1, beta2, gain2, eps, stepSize, rsqrtCorrection2;
 };
 
 template <typename T>
@@ -30,8 +30,8 @@ __device__ void splitMaster(float master, uint16_t* high, int16_t* low) {
 }
 
 __device__ float updated(float p, float g, float& m, float& v, const Step& s) {
-  m = s.beta1 * m + (1.0f - s.beta1) * g;
-  v = s.beta2 * v + (1.0f - s.beta2) * g * g;
+  m = s.beta1 * m + s.gain1 * g;
+  v = s.beta2 * v + s.gain2 * g * g;
   float denominator = sqrtf(v) * s.rsqrtCorrection2 + s.eps;
   return p * s.decay - s.stepSize * (m / denominator);
 }
@@ -106,9 +106,9 @@ int launch(void* param, const void* grad, int16_t* low, float* m, float* v, cons
 // The launcher; its contract is GroveAdamwLauncher in native/kernels.h.
 extern "C" __attribute__((visibility("default"))) int grove_adamw(void* param, const void* grad, int gradIsBfloat16, int16_t* low,
                                                                   float* m, float* v, const float* gradScale, int64_t n,
-                                                                  float decay, float beta1, float beta2, float eps, float stepSize,
-                                                                  float rsqrtCorrection2, void* stream) {
-  const Step s{decay, beta1, beta2, eps, stepSize, rsqrtCorrection2};
+                                                                  float decay, float beta1, float gain1, float beta2, float gain2,
+                                                                  float eps, float stepSize, float rsqrtCorrection2, void* stream) {
+  const Step s{decay, beta1, gain1, beta2, gain2, eps, stepSize, rsqrtCorrection2};
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   if (low != nullptr) {
     return gradIsBfloat16 ? launch<__nv_bfloat16, true>(param, grad, low, m, v, gradScale, n, s, on)

@@ -120,7 +120,13 @@ function applySet(merged: Tree, assignment: string, origins: Origins): void {
 /** Puts a value at a path, making what is missing on the way (a list that was never set starts from its default). */
 function assign(root: Tree, path: readonly string[], value: unknown, origin: string, origins: Origins): void {
   for (let i = 0; i < path.length; i++) {
-    if (nodeAt(path.slice(0, i + 1)) === undefined) throw unknownKnob(path.slice(0, i), path[i]!, origin);
+    if (nodeAt(path.slice(0, i + 1)) !== undefined) continue;
+    const known = i === 0 ? knobCalled(path.join(".")) : undefined; // a whole path of another trainer's
+    if (known === undefined) throw unknownKnob(path.slice(0, i), path[i]!, origin);
+    throw new ConfigError(`${origin}: unknown knob ${path.join(".")}; did you mean ${known}?`, {
+      origin,
+      suggestion: known,
+    });
   }
   refuseUnknown(value, nodeAt(path)!, path, () => origin);
   origins.set(path.join("."), origin);

@@ -4,12 +4,13 @@
  */
 
 import { existsSync } from "node:fs";
-import { createRequire } from "node:module";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { Worker } from "node:worker_threads";
-import { ConfigError, RewardError } from "../errors.ts";
-import type { RewardArgs } from "./rewards.ts";
+import { ConfigError, invariant, RewardError } from "../errors.ts";
+import type { RewardArgs } from "./reward-function.ts";
+
+const WORKER = new URL("./custom-worker.mjs", import.meta.url);
 
 /** What the worker answers: the module is loaded, a call returned, or something threw. */
 export type WorkerReply = { ready: true } | { values: unknown } | { error: string };
@@ -22,12 +23,15 @@ export interface CustomRewardOptions {
   timeoutS: number;
 }
 
-/** A reward function in a worker thread of its own, which starts with the first call. */
+/** A reward function in a worker thread of its own, which starts with the first call. Calls are answered one after the other. */
 export class CustomReward {
   private readonly name: string;
   private readonly file: string;
   private readonly timeoutS: number;
-  private worker: Promise<Worker> | null = null;
+  private worker: Worker | null = null;
+  private waiting: { done: (reply: WorkerReply) => void; fail: (error: RewardError) => void } | null = null;
+  private diedIdle: RewardError | null = null;
+  private lastCall: Promise<unknown> = Promise.resolve();
 
   /** Throws ConfigError if the module does not exist. */
   constructor(options: CustomRewardOptions) {
@@ -40,77 +44,74 @@ export class CustomReward {
   }
 
   /**
-   * Scores a batch with one call. Returns whatever the function returned; `checkValues` (rewards.ts) judges it.
+   * Scores a batch with one call. Returns whatever the function returned; rewards.ts judges it.
    * Throws RewardError if the module cannot be loaded, the function throws, its thread ends or the time limit passes.
    */
-  async score(args: RewardArgs): Promise<unknown> {
-    this.worker ??= this.start();
-    const worker = await this.worker;
-    const reply = await this.reply(worker, "call", () => worker.postMessage(args));
-    if (!("values" in reply)) throw new RewardError(this.name, "the thread of the function answered out of turn");
-    return reply.values;
+  score(args: RewardArgs): Promise<unknown> {
+    const call = this.lastCall.then(() => this.call(args));
+    this.lastCall = call.catch(() => {});
+    return call;
   }
 
   /** Ends the thread. */
   async close(): Promise<void> {
-    const worker = await this.worker?.catch(() => null);
+    const worker = this.worker;
     this.worker = null;
     await worker?.terminate();
   }
 
+  private async call(args: RewardArgs): Promise<unknown> {
+    if (this.diedIdle) throw this.diedIdle;
+    try {
+      this.worker ??= await this.start();
+      const worker = this.worker;
+      const reply = await this.reply(worker, () => worker.postMessage(args));
+      if ("error" in reply) throw this.error(reply.error);
+      invariant("values" in reply, "a reward worker answered a call with something else");
+      return reply.values;
+    } catch (cause) {
+      await this.close(); // a thread in an unknown state is never asked again
+      if (cause instanceof RewardError) throw cause;
+      throw this.error(`its arguments could not be sent to its thread: ${String(cause)}`, cause);
+    }
+  }
+
   private async start(): Promise<Worker> {
-    const worker = new Worker(workerFile(), { workerData: pathToFileURL(this.file).href, execArgv: loaderFlags() });
-    await this.reply(worker, "load", () => {});
+    const worker = new Worker(WORKER, { workerData: pathToFileURL(this.file).href, execArgv: [] });
+    this.worker = worker;
+    const died = (error: RewardError) => {
+      if (this.worker !== worker) return; // closed on purpose
+      this.worker = null;
+      if (this.waiting) this.waiting.fail(error);
+      else this.diedIdle = error;
+    };
+    worker.on("message", (reply: WorkerReply) => this.waiting?.done(reply));
+    worker.on("error", (cause) => died(this.error(cause instanceof Error ? cause.message : String(cause), cause)));
+    worker.on("exit", (code) => died(this.error(`it ended its thread (exit code ${code})`)));
+    const reply = await this.reply(worker, () => {});
+    if ("error" in reply) throw this.error(`it could not be loaded: ${reply.error}`);
     return worker;
   }
 
-  /** Sends a request and waits for its reply, its failure or the time limit. The thread keeps the process alive only meanwhile. */
-  private async reply(worker: Worker, what: "load" | "call", send: () => void): Promise<WorkerReply> {
-    const failed = what === "load" ? `could not load ${this.file}` : `the function in ${this.file} failed`;
-    const listeners: (() => void)[] = [];
+  /** Sends a request and waits for the reply, a failure or the time limit. Only meanwhile does the thread keep the process alive. */
+  private async reply(worker: Worker, send: () => void): Promise<WorkerReply> {
+    let timer: NodeJS.Timeout | undefined;
     worker.ref();
     try {
       return await new Promise<WorkerReply>((done, fail) => {
-        const on = (event: string, listener: (value: never) => void) => {
-          worker.once(event, listener);
-          listeners.push(() => worker.off(event, listener));
-        };
-        on("message", (reply: WorkerReply) => {
-          if ("error" in reply) fail(new RewardError(this.name, `${failed}: ${reply.error}`));
-          else done(reply);
-        });
-        on("error", (cause: Error) => fail(new RewardError(this.name, `${failed}: ${cause.message}`, {}, cause)));
-        on("exit", (code: number) => fail(new RewardError(this.name, `${failed}: it ended its thread (exit code ${code})`)));
-        const timer = setTimeout(
-          () => fail(new RewardError(this.name, `${failed}: no result within ${this.timeoutS} s (timeoutS of this reward)`)),
-          this.timeoutS * 1000,
-        );
-        listeners.push(() => clearTimeout(timer));
+        this.waiting = { done, fail };
+        const late = this.error(`no reply within ${this.timeoutS} s, the timeoutS of this reward`);
+        timer = setTimeout(() => fail(late), this.timeoutS * 1000);
         send();
       });
-    } catch (cause) {
-      this.worker = null; // a thread in an unknown state is never asked again
-      await worker.terminate();
-      if (cause instanceof RewardError) throw cause;
-      throw new RewardError(this.name, `its arguments could not be sent to the worker: ${String(cause)}`, {}, cause);
     } finally {
-      for (const off of listeners) off();
+      clearTimeout(timer);
+      this.waiting = null;
       worker.unref();
     }
   }
-}
 
-/** The thread's entry point: TypeScript in a checkout, JavaScript beside the bundled program. */
-function workerFile(): URL {
-  const extension = import.meta.url.endsWith(".ts") ? "ts" : "js";
-  return new URL(`./custom-worker.${extension}`, import.meta.url);
-}
-
-/** Lets the thread import TypeScript wherever tsx is installed; a bundle without it takes JavaScript modules only. */
-function loaderFlags(): string[] {
-  try {
-    return ["--import", pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href];
-  } catch {
-    return [];
+  private error(problem: string, cause?: unknown): RewardError {
+    return new RewardError(this.name, `${this.file}: ${problem}`, { path: this.file }, cause);
   }
 }

@@ -2,28 +2,11 @@
 
 import type { RewardFunctionConfig } from "../config/schema.ts";
 import { ConfigError, RewardError } from "../errors.ts";
-import type { ChatMessage, Completion, RolloutGroup } from "../types.ts";
+import type { RolloutGroup } from "../types.ts";
 import { accuracy } from "./accuracy.ts";
 import { CustomReward } from "./custom.ts";
 import { format } from "./format.ts";
-
-/**
- * What a reward function is called with, once per step: arrays of one length N, an entry per completion, the completions of one
- * question next to each other. Each of the records' own fields is an array too (undefined where a record lacks it); a field cannot
- * replace one of the names below.
- */
-export interface RewardArgs {
-  prompts: ChatMessage[][]; // [N], the messages of the question
-  completions: string[]; // [N]
-  solution: string[]; // [N], `<answer>B.</answer>`
-  id: string[]; // [N], sample ids
-  lengths: number[]; // [N], tokens in the completion
-  finish: Completion["finish"][]; // [N]
-  [field: string]: unknown[];
-}
-
-/** The contract of a reward module: a finite number per completion, or null where the reward does not apply. */
-export type RewardFunction = (args: RewardArgs) => Promise<(number | null)[]> | (number | null)[];
+import type { RewardArgs, RewardFunction } from "./reward-function.ts";
 
 /** Every reward that needs no module. */
 export const builtInRewards: Readonly<Record<string, RewardFunction>> = {
@@ -41,12 +24,14 @@ export interface Rewards {
   close(): Promise<void>;
 }
 
-/** Builds the reward functions of a run. Throws ConfigError for an unknown name, a name used twice or a missing module. */
+/** Builds the reward functions of a run. Throws ConfigError for an unknown or taken name or a missing module. */
 export function createRewards(configs: readonly RewardFunctionConfig[]): Rewards {
   const names = new Set<string>();
   const customs: CustomReward[] = [];
   const functions = configs.map(({ name, path, weight, timeoutS }) => {
     if (names.has(name)) throw new ConfigError(`rewards: the name "${name}" is used twice`, { name });
+    if (name === "mean" || name === "std")
+      throw new ConfigError(`rewards: "${name}" is the name of a metric`, { name });
     names.add(name);
     if (path === undefined) return { name, weight, run: builtIn(name) };
     const custom = new CustomReward({ name, path, timeoutS });
@@ -70,7 +55,8 @@ export function createRewards(configs: readonly RewardFunctionConfig[]): Rewards
         for (const { name, weight, values } of results) {
           const own = values.slice(first, first + size);
           group.rewardBreakdown[name] = own.map((value) => value ?? Number.NaN);
-          for (const [i, value] of own.entries()) group.rewards[i] = (group.rewards[i] as number) + weight * (value ?? 0);
+          for (const [i, value] of own.entries())
+            group.rewards[i] = (group.rewards[i] as number) + weight * (value ?? 0);
         }
         first += size;
       }
@@ -107,7 +93,8 @@ function collectArgs(groups: readonly RolloutGroup[]): RewardArgs {
 
 /** Refuses what is not an array of `count` finite numbers or nulls. */
 function checkValues(name: string, values: unknown, count: number): (number | null)[] {
-  if (!Array.isArray(values)) throw new RewardError(name, `expected an array of ${count} numbers, got ${typeName(values)}`);
+  if (!Array.isArray(values))
+    throw new RewardError(name, `expected an array of ${count} numbers, got ${typeName(values)}`);
   if (values.length !== count) {
     throw new RewardError(name, `expected ${count} numbers, one per completion, got ${values.length}`);
   }
@@ -116,11 +103,19 @@ function checkValues(name: string, values: unknown, count: number): (number | nu
     const value: unknown = values[i];
     if (value === null || (typeof value === "number" && Number.isFinite(value))) continue;
     const shown = typeof value === "number" ? String(value) : typeName(value);
-    throw new RewardError(name, `expected a finite number or null for completion ${i}, got ${shown}`, { completion: i });
+    throw new RewardError(name, `expected a finite number or null for completion ${i}, got ${shown}`, {
+      completion: i,
+    });
   }
   return values as (number | null)[];
 }
 
 function typeName(value: unknown): string {
-  return value === null ? "null" : Array.isArray(value) ? "an array" : value === undefined ? "undefined" : `a ${typeof value}`;
+  return value === null
+    ? "null"
+    : Array.isArray(value)
+      ? "an array"
+      : value === undefined
+        ? "undefined"
+        : `a ${typeof value}`;
 }

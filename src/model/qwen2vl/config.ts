@@ -41,6 +41,8 @@ export interface Qwen2VLConfig {
   eosTokenIds: number[];
   padTokenId: number | null;
   tieWordEmbeddings: boolean;
+  /** Standard deviation of random weights. */
+  initializerRange: number;
   /** generation_config.json as it was read, written back unchanged. */
   generation: Record<string, unknown> | null;
 }
@@ -130,6 +132,7 @@ export function parseConfig(root: Json, generation: Json | null = null, path = "
     // 5.x keeps it at the top, older nested files inside text_config
     tieWordEmbeddings:
       root.tie_word_embeddings === true || (root.text_config as Json | undefined)?.tie_word_embeddings === true,
+    initializerRange: number(text, "initializer_range", 0.02),
     generation,
   };
   checkShapes(config, fail);
@@ -156,7 +159,7 @@ export function configJson(config: Qwen2VLConfig, dtype: string): Json {
     video_token_id: config.videoTokenId,
     hidden_act: "silu",
     hidden_size: text.hiddenSize,
-    initializer_range: 0.02,
+    initializer_range: config.initializerRange,
     intermediate_size: text.intermediateSize,
     max_position_embeddings: text.maxPositionEmbeddings,
     max_window_layers: text.numLayers,

@@ -46,19 +46,17 @@ export interface VisionWeights {
 }
 
 /**
- * Parameters in the order of the forward pass. Random weights: normal with variance 1 / fan-in, projections that write to the residual
- * stream scaled down by sqrt(2 * depth) (GPT-2's rule), embeddings 0.02, so that a fresh model predicts nearly uniformly.
+ * Parameters in the order of the forward pass. Random weights are Hugging Face's: matrices and embeddings from N(0, initializer_range),
+ * biases 0, norms 1.
  */
 export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
   const { text, vision, tieWordEmbeddings } = config;
   const dim = headDim(config);
   const ones = { constant: 1 };
   const zeros = { constant: 0 };
-  const normal = (fanIn: number, residualDepth?: number) => ({
-    std: 1 / Math.sqrt(fanIn) / Math.sqrt(residualDepth === undefined ? 1 : 2 * residualDepth),
-  });
-  const affine = (name: string, rows: number, columns: number, depth?: number) => [
-    plainSpec(`${name}.weight`, [rows, columns], normal(columns, depth)),
+  const normal = { std: config.initializerRange };
+  const affine = (name: string, rows: number, columns: number) => [
+    plainSpec(`${name}.weight`, [rows, columns], normal),
     plainSpec(`${name}.bias`, [rows], zeros),
   ];
   const layerNorm = (name: string, width: number) => [
@@ -70,7 +68,7 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
   const merged = E * vision.spatialMergeSize ** 2;
   const { inChannels, temporalPatchSize, patchSize } = vision;
   const specs = [
-    plainSpec("visual.patch_embed.proj.weight", [E, patchWidth(config)], normal(patchWidth(config)), [
+    plainSpec("visual.patch_embed.proj.weight", [E, patchWidth(config)], normal, [
       E,
       inChannels,
       temporalPatchSize,
@@ -83,10 +81,10 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
     specs.push(
       ...layerNorm(`${block}.norm1`, E),
       ...affine(`${block}.attn.qkv`, 3 * E, E),
-      ...affine(`${block}.attn.proj`, E, E, vision.depth),
+      ...affine(`${block}.attn.proj`, E, E),
       ...layerNorm(`${block}.norm2`, E),
       ...affine(`${block}.mlp.fc1`, E * vision.mlpRatio, E),
-      ...affine(`${block}.mlp.fc2`, E, E * vision.mlpRatio, vision.depth),
+      ...affine(`${block}.mlp.fc2`, E, E * vision.mlpRatio),
     );
   }
   specs.push(
@@ -101,7 +99,7 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
     [`${layer}.self_attn.k_proj.${kind}`, text.numKvHeads * dim],
     [`${layer}.self_attn.v_proj.${kind}`, text.numKvHeads * dim],
   ];
-  specs.push(plainSpec("model.embed_tokens.weight", [text.vocabSize, X], { std: 0.02 }));
+  specs.push(plainSpec("model.embed_tokens.weight", [text.vocabSize, X], normal));
   for (let i = 0; i < text.numLayers; i++) {
     const layer = `model.layers.${i}`;
     const gateUp: [string, number][] = [
@@ -110,20 +108,20 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
     ];
     specs.push(
       plainSpec(`${layer}.input_layernorm.weight`, [X], ones),
-      fusedSpec(`${layer}.self_attn.qkv_proj.weight`, qkv(layer, "weight"), [X], normal(X)),
+      fusedSpec(`${layer}.self_attn.qkv_proj.weight`, qkv(layer, "weight"), [X], normal),
       fusedSpec(`${layer}.self_attn.qkv_proj.bias`, qkv(layer, "bias"), [], zeros),
-      plainSpec(`${layer}.self_attn.o_proj.weight`, [X, text.numHeads * dim], normal(X, text.numLayers)),
+      plainSpec(`${layer}.self_attn.o_proj.weight`, [X, text.numHeads * dim], normal),
       plainSpec(`${layer}.post_attention_layernorm.weight`, [X], ones),
-      fusedSpec(`${layer}.mlp.gate_up_proj.weight`, gateUp, [X], normal(X)),
+      fusedSpec(`${layer}.mlp.gate_up_proj.weight`, gateUp, [X], normal),
       plainSpec(
         `${layer}.mlp.down_proj.weight`,
         [X, text.intermediateSize],
-        normal(text.intermediateSize, text.numLayers),
+        normal,
       ),
     );
   }
   specs.push(plainSpec("model.norm.weight", [X], ones));
-  if (!tieWordEmbeddings) specs.push(plainSpec("lm_head.weight", [text.vocabSize, X], { std: 0.02 }));
+  if (!tieWordEmbeddings) specs.push(plainSpec("lm_head.weight", [text.vocabSize, X], normal));
   return specs;
 }
 

@@ -1,0 +1,76 @@
+import type { Argv } from "yargs";
+import type { Config } from "../config/schema.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import { InvariantError } from "../errors.ts";
+import type { Sample } from "../types.ts";
+import { readChats, wholeChat } from "./chat-samples.ts";
+import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
+import { openOutput } from "./output.ts";
+
+export const command = "score";
+export const describe = "Log-probability of every token of the last assistant turn of each chat";
+
+interface Flags extends ConfigFlags {
+  input: string;
+  output: string;
+}
+
+export function builder(yargs: Argv): Argv<Flags> {
+  return withConfigFlags(
+    yargs
+      .usage(
+        `$0 score --config file.yaml --input chats.jsonl\n\n${describe}.\n` +
+          'In: lines of {"messages": [...]} whose last message is the assistant\'s. ' +
+          'Out: a line {"prompt_ids": [], "completion_ids": [], "logprobs": []} each; natural logarithms at temperature 1. ' +
+          "The completion is the turn's text and the token that ends it.",
+      )
+      .option("input", { type: "string", requiresArg: true, default: "-", describe: "JSONL file; - is standard input" })
+      .option("output", {
+        type: "string",
+        requiresArg: true,
+        default: "-",
+        describe: "JSONL file; - is standard output",
+      }),
+  );
+}
+
+export async function handler(flags: Flags): Promise<void> {
+  const config = configToRun(flags);
+  if (config === undefined) return;
+  const samples = await readChats(flags.input);
+  for (const sample of samples) wholeChat(sample, { required: true });
+  await scoreChats(config, samples, flags.output);
+}
+
+async function scoreChats(config: Config, samples: readonly Sample[], outputFile: string): Promise<void> {
+  const { openModel, openPipeline, applyDevice } = await import("../trainer/assemble.ts");
+  const { packGroups } = await import("../model/packed.ts");
+  applyDevice(config);
+  using model = openModel(config);
+  const { loader, processor, close } = await openPipeline(config, model);
+  using output = openOutput(outputFile);
+  try {
+    for (const sample of samples) {
+      const prompt = await loader.load(sample);
+      if (prompt === null) continue; // skipped and logged, as data.onBadSample says
+      const completion = completionIds(processor.tokenizer, sample);
+      using pass = model.pass(packGroups([{ prompt, completions: [completion] }]), { grad: false });
+      output.writeLine({
+        prompt_ids: [...prompt.inputIds],
+        completion_ids: [...completion],
+        logprobs: pass.logprobs.toNumbers(),
+      });
+    }
+  } finally {
+    await close();
+  }
+}
+
+/** Ids of the last turn as the chat template closes it, without the line break that follows its end token. */
+function completionIds(tokenizer: Tokenizer, sample: Sample): Int32Array {
+  const before = tokenizer.chatText(sample.messages, { addGenerationPrompt: true });
+  const whole = tokenizer.chatText(wholeChat(sample, { required: true }), { addGenerationPrompt: false });
+  if (!whole.startsWith(before))
+    throw new InvariantError("the chat template changes earlier turns when a turn is added");
+  return tokenizer.encode(whole.slice(before.length).replace(/\n$/, ""));
+}

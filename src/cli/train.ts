@@ -1,0 +1,59 @@
+/** What `grpo` and `sft` share: flags, progress, the closing lines. */
+
+import type { Argv } from "yargs";
+import { requireData } from "../config/check.ts";
+import type { Config } from "../config/schema.ts";
+import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
+import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
+import { Progress } from "./progress.ts";
+
+export interface TrainFlags extends ConfigFlags {
+  resume?: boolean; // no default: yargs would take it for a conflict
+  overwrite?: boolean;
+}
+
+export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
+  return withConfigFlags(yargs)
+    .option("resume", {
+      type: "boolean",
+      describe: "Go on from the newest checkpoint in the run folder; from the start where there is none",
+    })
+    .option("overwrite", { type: "boolean", describe: "Replace the run that the folder holds" })
+    .conflicts("resume", "overwrite") as Argv<TrainFlags>;
+}
+
+/** Runs a training command from its flags. Returns normally when a signal stopped the run, which has then been saved. */
+export async function runTraining(
+  label: string,
+  flags: TrainFlags,
+  train: (config: Config, hooks: TrainHooks) => Promise<TrainResult>,
+): Promise<void> {
+  const config = configToRun(flags);
+  if (config === undefined) return;
+  requireData(config, "train");
+  const progress = new Progress();
+  try {
+    const result = await train(config, {
+      resume: flags.resume === true,
+      overwrite: flags.overwrite === true,
+      ...progressHooks(label, progress),
+    });
+    progress.stop();
+    process.stdout.write(`${closingLine(result)}\n`);
+  } finally {
+    progress.stop();
+  }
+}
+
+/** Hooks that draw a training run and the evaluations within it. */
+export function progressHooks(label: string, progress: Progress): Pick<TrainHooks, "onProgress" | "onEvalProgress"> {
+  return {
+    onProgress: ({ step, steps, metrics, etaS }) => progress.step({ label, done: step, total: steps, etaS, metrics }),
+    onEvalProgress: ({ level, done, total }) => progress.part({ label: `eval ${level}`, done, total }),
+  };
+}
+
+function closingLine({ finished, step, runDir, finalDir }: TrainResult): string {
+  if (finished) return `${step} steps made; the trained model is in ${finalDir}`;
+  return `stopped after step ${step}; the same command with --resume goes on from ${runDir}`;
+}

@@ -1,0 +1,88 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, expect, test } from "vitest";
+import { ConfigError } from "../../src/errors.ts";
+import { createRewards } from "../../src/reward/rewards.ts";
+import { meanStd, rewardMetrics } from "../../src/reward/statistics.ts";
+import { groupOf } from "./helpers.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "grove-rewards-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const right = "<think>a</think><answer>A</answer>";
+const bare = "<answer>A</answer>";
+const wrong = "<think>a</think><answer>B</answer>";
+
+test("accuracy alone fills rewards and breakdown of every group", async () => {
+  const groups = [groupOf([right, wrong]), groupOf([wrong, bare, "?"], { solution: "<answer>B.</answer>" })];
+  await createRewards([{ name: "accuracy", weight: 1, timeoutS: 1 }]).score(groups);
+  expect(groups[0]?.rewards).toEqual([1, 0]);
+  expect(groups[1]?.rewards).toEqual([1, 0, 0]);
+  expect(groups[1]?.rewardBreakdown).toEqual({ accuracy: [1, 0, 0] });
+});
+
+test("the reward is the weighted sum; the breakdown is not weighted", async () => {
+  const group = groupOf([right, bare, wrong, "nothing"]);
+  const rewards = createRewards([
+    { name: "accuracy", weight: 2, timeoutS: 1 },
+    { name: "format", weight: -0.5, timeoutS: 1 },
+  ]);
+  await rewards.score([group]);
+  expect(group.rewards).toEqual([1.5, 2, -0.5, 0]);
+  expect(group.rewardBreakdown).toEqual({ accuracy: [1, 1, 0, 0], format: [1, 0, 1, 0] });
+});
+
+test("null counts 0 in the sum, is NaN in the breakdown and stays out of the statistics", async () => {
+  const path = join(folder, "partly.mjs");
+  writeFileSync(path, "export default ({ kind }) => kind.map((k) => (k === 'count' ? 3 : null));");
+  const groups = [
+    groupOf([right, wrong], { id: "a", fields: { kind: "count" } }),
+    groupOf([right, wrong], { id: "b", fields: { kind: "other" } }),
+  ];
+  const rewards = createRewards([
+    { name: "accuracy", weight: 1, timeoutS: 1 },
+    { name: "partly", path, weight: 10, timeoutS: 20 },
+  ]);
+  await rewards.score(groups);
+  await rewards.close();
+  expect(groups.map((group) => group.rewards)).toEqual([
+    [31, 30],
+    [1, 0],
+  ]);
+  expect(groups[1]?.rewardBreakdown.partly).toEqual([Number.NaN, Number.NaN]);
+  const metrics = rewardMetrics(groups);
+  expect(metrics["reward/partly"]).toBe(3);
+  expect(metrics["reward/partly_std"]).toBe(0);
+  expect(metrics["reward/accuracy"]).toBe(0.5);
+  expect(metrics["reward/mean"]).toBe(15.5);
+  expect(metrics["reward/std"]).toBeCloseTo(Math.SQRT1_2, 12); // sqrt(1/2) inside each group
+});
+
+test("a step without questions is scored too", async () => {
+  await expect(createRewards([{ name: "accuracy", weight: 1, timeoutS: 1 }]).score([])).resolves.toBeUndefined();
+});
+
+test.each([
+  [[{ name: "acuracy", weight: 1, timeoutS: 1 }], /"acuracy" is not built in \(accuracy, format\)/],
+  [[{ name: "toString", weight: 1, timeoutS: 1 }], /"toString" is not built in/],
+  [[{ name: "mean", weight: 1, timeoutS: 1 }], /name of a metric/],
+  [[{ name: "mine", path: "/nowhere/mine.ts", weight: 1, timeoutS: 1 }], /no module \/nowhere\/mine.ts/],
+  [
+    [
+      { name: "format", weight: 1, timeoutS: 1 },
+      { name: "format", weight: 2, timeoutS: 1 },
+    ],
+    /"format" is used twice/,
+  ],
+])("refuses %j", (configs, message) => {
+  expect(() => createRewards(configs)).toThrow(ConfigError);
+  expect(() => createRewards(configs)).toThrow(message);
+});
+
+test("mean and standard deviation of few values", () => {
+  expect(meanStd([1, 2, 3, Number.NaN])).toEqual({ mean: 2, std: 1, count: 3 });
+  expect(meanStd([3, 5]).std).toBeCloseTo(Math.SQRT2, 12);
+  expect(meanStd([4])).toEqual({ mean: 4, std: 0, count: 1 });
+  expect(meanStd([]).mean).toBeNaN();
+});
