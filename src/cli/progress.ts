@@ -60,7 +60,7 @@ export class Progress {
       this.#label = label;
     }
     const paced = ((now - this.#since) / 1000 / Math.max(1, done - this.#first)) * (total - done);
-    const eta = etaS ?? (done > this.#first ? paced : Number.NaN);
+    const eta = etaS ?? (done > this.#first || done === total ? paced : Number.NaN);
     const summary = [...summarize(metrics), `ETA ${duration(eta)}`].join("  ");
     if (this.#bar !== undefined) this.#bar.update(done, { label, summary });
     else if (logIt)

@@ -108,6 +108,8 @@ function currentBuild(): CurrentBuild {
 
 function load(): Addon {
   const build = currentBuild();
+  // OpenMP's threads spin while they wait, unless told not to. Beside video decoding on the same cores that makes every op many times slower.
+  process.env.OMP_WAIT_POLICY ??= "passive";
   let loaded: Addon;
   try {
     loaded = createRequire(import.meta.url)(build.addon) as Addon;
