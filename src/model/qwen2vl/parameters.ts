@@ -113,11 +113,7 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
       plainSpec(`${layer}.self_attn.o_proj.weight`, [X, text.numHeads * dim], normal),
       plainSpec(`${layer}.post_attention_layernorm.weight`, [X], ones),
       fusedSpec(`${layer}.mlp.gate_up_proj.weight`, gateUp, [X], normal),
-      plainSpec(
-        `${layer}.mlp.down_proj.weight`,
-        [X, text.intermediateSize],
-        normal,
-      ),
+      plainSpec(`${layer}.mlp.down_proj.weight`, [X, text.intermediateSize], normal),
     );
   }
   specs.push(plainSpec("model.norm.weight", [X], ones));
