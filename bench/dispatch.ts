@@ -8,7 +8,7 @@
  * The bar: TypeScript at most 1.2 x C++, and below Python.
  */
 import { execFileSync, spawn } from "node:child_process";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { dirname } from "node:path";
 import { createInterface } from "node:readline";
@@ -154,7 +154,10 @@ function summarize(samples: number[]): Spread {
   return { median: sorted[Math.floor(sorted.length / 2)]!, min: sorted[0]!, max: sorted[sorted.length - 1]! };
 }
 
+/** Of the clone, or of the bundle (its file COMMIT). */
 function commit(): string {
+  const bundled = new URL("../COMMIT", import.meta.url);
+  if (existsSync(bundled)) return readFileSync(bundled, "utf8").trim();
   try {
     return execFileSync("git", ["rev-parse", "--short", "HEAD"], {
       encoding: "utf8",

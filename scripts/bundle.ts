@@ -67,6 +67,9 @@ async function makeBundle(out: string): Promise<void> {
     `Licence texts are in the packages' folders.\n${notices.join("\n")}\nnode ${process.version}: MIT\n`,
   );
 
+  const commit = spawnSync("git", ["describe", "--always", "--dirty"], { cwd: root, encoding: "utf8" });
+  if (commit.status === 0) writeFileSync(path.join(folder, "COMMIT"), commit.stdout);
+
   printSizes(folder);
   if (process.argv.includes("--no-archive")) return;
   const archive = compress(out, name);

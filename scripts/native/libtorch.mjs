@@ -41,7 +41,7 @@ export function findLibtorch() {
 }
 
 /**
- * Puts torch's wheel (without its Python dependencies) into .libtorch/.
+ * Puts torch's wheel into .libtorch/: without its dependencies, which are Python's, unless it is the CUDA build.
  * @param {(line: string) => void} log
  * @returns {Libtorch}
  * @throws {Error} one message that says what failed and what to do
@@ -49,9 +49,18 @@ export function findLibtorch() {
 export function installLibtorch(log) {
   const target = join(root, ".libtorch");
   log(`installing torch ${WHEEL_VERSION} into .libtorch (a few hundred MB, once)`);
-  const args = ["-m", "pip", "install", "--no-deps", "--upgrade", "--target", target, `torch==${WHEEL_VERSION}`];
-  const pip = spawnSync("python3", args, { encoding: "utf8" });
-  const found = pip.status === 0 ? inspect(join(target, "torch"), ".libtorch") : null;
+  const install = (/** @type {string[]} */ options) =>
+    spawnSync("python3", ["-m", "pip", "install", ...options, "--target", target, `torch==${WHEEL_VERSION}`], {
+      encoding: "utf8",
+    });
+  let pip = install(["--no-deps", "--upgrade"]);
+  let found = pip.status === 0 ? inspect(join(target, "torch"), ".libtorch") : null;
+  if (found?.cuda && !existsSync(join(target, "nvidia"))) {
+    // PyPI's usual Linux wheel is the CUDA build: its libraries load only beside NVIDIA's, which are packages of their own.
+    log("that is the CUDA build: installing the NVIDIA libraries it needs (several GB, once)");
+    pip = install(["--upgrade"]);
+    found = pip.status === 0 ? inspect(join(target, "torch"), ".libtorch") : null;
+  }
   if (found) return found;
   const reason = pip.error
     ? "python3 was not found"
