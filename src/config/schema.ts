@@ -219,10 +219,12 @@ const rendered = z.strictObject({
   questionsPerVideo: positive()
     .default(12)
     .meta({ description: "Training questions per video, with other recipes to finish." }),
-  sftVideos: positive()
-    .default(48)
-    .meta({ description: "Training videos, the first ones, that have chains of thought." }),
-  sftRecords: positive().default(8000).meta({ description: "Questions about those videos with a chain of thought." }),
+  sftVideos: positive().default(160).meta({ description: "Training videos that have chains of thought." }),
+  sftLateShare: fraction().default(0.05).meta({
+    description:
+      "Share of them in which three or four pieces are placed; the rest show one or two, so that SFT leaves something to find out.",
+  }),
+  sftRecords: positive().default(9600).meta({ description: "Questions about those videos with a chain of thought." }),
   L1: positive().default(240).meta({ description: "Held-out questions in the training environment." }),
   L2: positive().default(120).meta({ description: "Questions in other environments." }),
   L3: positive().default(120).meta({

@@ -23,7 +23,17 @@ const spec = {
   visionLayers: 1,
   visionHeads: 2,
 };
-const options = { seed: 1, trainVideos: 1, questionsPerVideo: 1, sftVideos: 1, sftRecords: 1, L1: 1, L2: 1, L3: 1 };
+const options = {
+  seed: 1,
+  trainVideos: 1,
+  questionsPerVideo: 1,
+  sftVideos: 1,
+  sftLateShare: 0,
+  sftRecords: 1,
+  L1: 1,
+  L2: 1,
+  L3: 1,
+};
 let video = "";
 let image = "";
 

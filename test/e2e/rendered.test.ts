@@ -19,7 +19,16 @@ const inside = (...parts: string[]) => path.join(folder, ...parts);
 
 beforeAll(async () => {
   folder = mkdtempSync(path.join(tmpdir(), "rendered-"));
-  const sizes = { trainVideos: 6, questionsPerVideo: 2, sftVideos: 4, sftRecords: 8, L1: 4, L2: 2, L3: 2 };
+  const sizes = {
+    trainVideos: 6,
+    questionsPerVideo: 2,
+    sftVideos: 4,
+    sftLateShare: 0.5,
+    sftRecords: 8,
+    L1: 4,
+    L2: 2,
+    L3: 2,
+  };
   dataset = await renderDataset(inside("data"), { seed: 3, ...sizes });
   const spec = {
     ...defaults().tinyModel,

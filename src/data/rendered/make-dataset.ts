@@ -21,8 +21,10 @@ export interface RenderedOptions {
   trainVideos: number;
   /** Training questions about each training video. */
   questionsPerVideo: number;
-  /** Training videos, the first ones, that have questions with a chain of thought. */
+  /** Training videos that have questions with a chain of thought. */
   sftVideos: number;
+  /** Share of those videos in which three or four pieces are placed, 0 to 1; the others show one or two. */
+  sftLateShare: number;
   /** Questions with a chain of thought, spread evenly over those videos. */
   sftRecords: number;
   L1: number;
@@ -46,7 +48,7 @@ export interface RenderedDataset {
 }
 
 /** Raise it with every change that alters a record or a pixel, so that older folders are rendered anew. */
-const FORMAT_VERSION = 2;
+const FORMAT_VERSION = 3;
 /** Videos in flight: while one is drawn here, others are being encoded by their ffmpeg. */
 const IN_FLIGHT = 3;
 const SPLITS = ["train", "L1", "L2", "L3"] as const;
@@ -152,7 +154,7 @@ async function writeAnnotations(
   const questions = Array.from({ length: per }, (_, number) => train.map((video) => ({ video, number }))).flat();
   const lines = (records: readonly object[]) => records.map((record) => `${JSON.stringify(record)}\n`).join("");
   await writeWhole(dataset.training, lines(questions.map(({ video, number }) => trainingRecord(video, number, per))));
-  const taught = train.slice(0, options.sftVideos);
+  const taught = taughtVideos(train, options);
   const sft = Array.from({ length: options.sftRecords }, (_, i) =>
     sftRecord(taught[i % taught.length]!, Math.floor(i / taught.length)),
   );
@@ -161,6 +163,17 @@ async function writeAnnotations(
     const records = videos.filter((video) => video.split === level).map(validationRecord);
     await writeWhole(dataset.validation[level], lines(records));
   }
+}
+
+/** The videos with chains of thought: the first ones of each kind, then, if one kind runs out, the first ones left. */
+export function taughtVideos(train: readonly PlannedVideo[], options: RenderedOptions): PlannedVideo[] {
+  const numLate = Math.round(options.sftVideos * options.sftLateShare);
+  const isLate = (video: PlannedVideo) => video.clip.placed > 2;
+  const wanted = [
+    ...train.filter((video) => !isLate(video)).slice(0, options.sftVideos - numLate),
+    ...train.filter(isLate).slice(0, numLate),
+  ];
+  return [...new Set([...wanted, ...train])].slice(0, options.sftVideos);
 }
 
 async function makeFolders(root: string, videos: readonly PlannedVideo[]): Promise<void> {
@@ -185,8 +198,18 @@ async function withoutFinished(root: string, videos: readonly PlannedVideo[]): P
 }
 
 function newManifest(options: RenderedOptions): Manifest {
-  const { seed, trainVideos, questionsPerVideo, sftVideos, sftRecords, L1, L2, L3 } = options;
-  const ordered: RenderedOptions = { seed, trainVideos, questionsPerVideo, sftVideos, sftRecords, L1, L2, L3 };
+  const { seed, trainVideos, questionsPerVideo, sftVideos, sftLateShare, sftRecords, L1, L2, L3 } = options;
+  const ordered: RenderedOptions = {
+    seed,
+    trainVideos,
+    questionsPerVideo,
+    sftVideos,
+    sftLateShare,
+    sftRecords,
+    L1,
+    L2,
+    L3,
+  };
   const hash = createHash("sha256")
     .update(JSON.stringify([FORMAT_VERSION, ordered]))
     .digest("hex");

@@ -5,7 +5,13 @@ import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { readDataset } from "../../../src/data/datasets.ts";
 import { letteredOptions } from "../../../src/data/question.ts";
-import { type RenderedDataset, type RenderedOptions, renderDataset } from "../../../src/data/rendered/make-dataset.ts";
+import {
+  planVideos,
+  type RenderedDataset,
+  type RenderedOptions,
+  renderDataset,
+  taughtVideos,
+} from "../../../src/data/rendered/make-dataset.ts";
 import type { Sample } from "../../../src/types.ts";
 
 const options: RenderedOptions = {
@@ -13,6 +19,7 @@ const options: RenderedOptions = {
   trainVideos: 3,
   questionsPerVideo: 2,
   sftVideos: 2,
+  sftLateShare: 0.5,
   sftRecords: 8,
   L1: 2,
   L2: 1,
@@ -58,7 +65,7 @@ test("every set reads back, with its media in place", async () => {
 });
 
 test("SFT prompts are worded as the reader words the training questions", async () => {
-  const [question] = await readDataset({ file: dataset.training, format: "seed-bench-r1", limit: 1 });
+  const questions = await readDataset({ file: dataset.training, format: "seed-bench-r1" });
   const [taught] = await readDataset({ file: dataset.sft, format: "seed-bench-r1-sft", limit: 1 });
   const text = (sample: Sample) => {
     const content = sample.messages[0]!.content;
@@ -66,6 +73,7 @@ test("SFT prompts are worded as the reader words the training questions", async 
       ? content
       : content.map((part) => (part.type === "text" ? part.text : "")).join("");
   };
+  const question = questions.find((sample) => media(sample)[0] === media(taught!)[0]); // the video's first question
   const asked = question!.fields.options as string[];
   const lettered = /A\. .*\nB\. .*\nC\. .*\nD\. .*/.exec(text(taught!))![0];
   const shown = lettered.split("\n").map((line) => line.slice(3));
@@ -97,4 +105,17 @@ test("a larger set keeps the videos it has; another seed keeps none", async () =
   expect((await readdir(path.join(folder, "videos", "workshop"))).sort()).toEqual(
     ["L1-00000.mp4", "L1-00001.mp4", "train-00000.mp4", "train-00001.mp4", "train-00002.mp4"], // and no partial file
   );
+});
+
+test("chains of thought are about the wanted share of late videos, and about any where a kind runs out", () => {
+  const sizes = { ...options, trainVideos: 40, sftVideos: 20, sftLateShare: 0.1 };
+  const train = planVideos(sizes).filter((video) => video.split === "train");
+  const late = (share: number, sftVideos = 20) => {
+    const taught = taughtVideos(train, { ...sizes, sftVideos, sftLateShare: share });
+    expect(new Set(taught).size).toBe(sftVideos);
+    return taught.filter((video) => video.clip.placed > 2).length;
+  };
+  expect(late(0.1)).toBe(2);
+  expect(late(0.5)).toBe(10);
+  expect(late(0, 30)).toBe(10); // 20 of the 40 videos are early
 });
