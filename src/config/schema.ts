@@ -224,6 +224,10 @@ const rendered = z.strictObject({
     description:
       "Share of them in which three or four pieces are placed; the rest show one or two, so that SFT leaves something to find out.",
   }),
+  sftGuessShare: fraction().default(0.25).meta({
+    description:
+      "Share of the chains of thought that name a step at random; keeps the policy unsure, so that GRPO has something to choose from.",
+  }),
   sftRecords: positive().default(9600).meta({ description: "Questions about those videos with a chain of thought." }),
   L1: positive().default(240).meta({ description: "Held-out questions in the training environment." }),
   L2: positive().default(120).meta({ description: "Questions in other environments." }),

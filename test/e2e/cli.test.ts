@@ -29,6 +29,7 @@ const options = {
   questionsPerVideo: 1,
   sftVideos: 1,
   sftLateShare: 0,
+  sftGuessShare: 0,
   sftRecords: 1,
   L1: 1,
   L2: 1,

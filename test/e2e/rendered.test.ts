@@ -24,6 +24,7 @@ beforeAll(async () => {
     questionsPerVideo: 2,
     sftVideos: 4,
     sftLateShare: 0.5,
+    sftGuessShare: 0,
     sftRecords: 8,
     L1: 4,
     L2: 2,

@@ -25,6 +25,8 @@ export interface RenderedOptions {
   sftVideos: number;
   /** Share of those videos in which three or four pieces are placed, 0 to 1; the others show one or two. */
   sftLateShare: number;
+  /** Share of the chains of thought, 0 to 1, that name a step at random: their author did not count. */
+  sftGuessShare: number;
   /** Questions with a chain of thought, spread evenly over those videos. */
   sftRecords: number;
   L1: number;
@@ -156,7 +158,7 @@ async function writeAnnotations(
   await writeWhole(dataset.training, lines(questions.map(({ video, number }) => trainingRecord(video, number, per))));
   const taught = taughtVideos(train, options);
   const sft = Array.from({ length: options.sftRecords }, (_, i) =>
-    sftRecord(taught[i % taught.length]!, Math.floor(i / taught.length)),
+    sftRecord(taught[i % taught.length]!, Math.floor(i / taught.length), options.sftGuessShare),
   );
   await writeWhole(dataset.sft, lines(sft));
   for (const level of ["L1", "L2", "L3"] as const) {
@@ -198,13 +200,15 @@ async function withoutFinished(root: string, videos: readonly PlannedVideo[]): P
 }
 
 function newManifest(options: RenderedOptions): Manifest {
-  const { seed, trainVideos, questionsPerVideo, sftVideos, sftLateShare, sftRecords, L1, L2, L3 } = options;
+  const { seed, trainVideos, questionsPerVideo, sftVideos, sftLateShare, sftGuessShare, sftRecords, L1, L2, L3 } =
+    options;
   const ordered: RenderedOptions = {
     seed,
     trainVideos,
     questionsPerVideo,
     sftVideos,
     sftLateShare,
+    sftGuessShare,
     sftRecords,
     L1,
     L2,

@@ -6,7 +6,7 @@
  * that neither the text nor the observation image tells which is next: only the video does.
  */
 
-import { type RandomKey, shuffled, uniform } from "../../random.ts";
+import { type RandomKey, randomInt, shuffled, uniform } from "../../random.ts";
 import { letteredOptions, letterOf, seedPrompt } from "../question.ts";
 import { type Environment, type EnvironmentName, elsewhere, studio, workshop } from "./environment.ts";
 import {
@@ -149,11 +149,16 @@ export function validationRecord(video: PlannedVideo): ValidationRecord {
   };
 }
 
-/** Training question `number` about a video, with a chain of thought. There are as many as one likes. */
-export function sftRecord(video: PlannedVideo, number: number): SftRecord {
+/**
+ * Training question `number` about a video, with a chain of thought. There are as many as one likes. In a share of them, `guesses`, the step
+ * is drawn at random and the answer follows from it: such records keep a policy from being sure of what it learnt by heart.
+ */
+export function sftRecord(video: PlannedVideo, number: number, guesses = 0): SftRecord {
   const { recipe, goal } = trainingQuestion(video, number);
+  const guessed = uniform(...video.keys, "guess", number) < guesses;
+  const placed = guessed ? 1 + randomInt(4, ...video.keys, "guessed", number) : video.clip.placed;
   const options = shuffled(recipe.slice(1), ...video.keys, "sft options", number);
-  const letter = letterOf(options.indexOf(recipe[video.clip.placed]!));
+  const letter = letterOf(options.indexOf(recipe[placed]!));
   return {
     sample_id: `${video.index}-${number}`,
     prompt: [
@@ -169,7 +174,7 @@ export function sftRecord(video: PlannedVideo, number: number): SftRecord {
         ],
       },
     ],
-    response: chainOfThought(recipe, video.clip.placed, letter),
+    response: chainOfThought(recipe, placed, letter),
   };
 }
 

@@ -20,6 +20,7 @@ const options: RenderedOptions = {
   questionsPerVideo: 2,
   sftVideos: 2,
   sftLateShare: 0.5,
+  sftGuessShare: 0,
   sftRecords: 8,
   L1: 2,
   L2: 1,

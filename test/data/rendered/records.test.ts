@@ -186,6 +186,21 @@ test("an SFT record asks the training question and answers with the letter of it
   }
 });
 
+test("the wanted share of chains of thought guesses the step, and answers accordingly", () => {
+  const videos = plans("train", 400);
+  const step = (text: string) => Number(/next step (\d)/.exec(text)![1]);
+  const wrong = videos.filter((video) => step(sftRecord(video, 0, 0.4).response) !== video.clip.placed + 1).length;
+  expect(wrong / videos.length).toBeGreaterThan(0.22); // three of four guesses are wrong: 30 %
+  expect(wrong / videos.length).toBeLessThan(0.38);
+  for (const video of videos) {
+    const { response, prompt } = sftRecord(video, 0, 0.4);
+    const text = prompt[0]!.content.find((part) => part.type === "text")!.text;
+    const [, number, colour, letter] = /next step (\d) (\w+) (\w)/.exec(response)!;
+    expect(text).toContain(`${number} ${colour} `);
+    expect(text).toMatch(new RegExp(`\\n${letter}\\. ${colour} `));
+  }
+});
+
 type Features = (question: TextOnly, option: number) => string[];
 
 /** Conditional logit over the four options, by stochastic gradient descent. */
