@@ -8,7 +8,7 @@ import { accessSync, chmodSync, constants } from "node:fs";
 import { access } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { delimiter, dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
+import { Writable } from "node:stream";
 import { promisify } from "node:util";
 import ffmpegCommand from "fluent-ffmpeg";
 import { GroveError, MediaError } from "../errors.ts";
@@ -56,21 +56,42 @@ export async function runFfmpeg(
   const timeoutMs = options.timeoutMs ?? FFMPEG_TIMEOUT_MS;
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
+    let log: string | null = null; // set when ffmpeg has ended well
+    let drained = false;
+    const settle = () => {
+      if (log !== null && drained) resolve({ stdout: Buffer.concat(chunks), stderr: log });
+    };
+    // fluent-ffmpeg kills a process that outlives its output's "close" by 20 ms, which a busy machine does to healthy ones: so no "close".
+    // And it reports the process's end, which may come before the last of its output.
+    const output = new Writable({
+      emitClose: false,
+      autoDestroy: false,
+      write: (chunk: Buffer, _encoding, done) => {
+        chunks.push(chunk);
+        done();
+      },
+      final: (done) => {
+        drained = true;
+        settle();
+        done();
+      },
+    });
     // `file:` keeps ffmpeg from reading a colon in the name as a protocol; stdoutLines 0 keeps the whole log.
     const command = ffmpegCommand({ source: `file:${file}`, stdoutLines: 0, timeout: timeoutMs / 1000 })
       .setFfmpegPath(binary.path)
       .inputOptions(["-hide_banner", "-nostdin", ...options.input])
       .outputOptions([...options.output]);
     command.on("error", (cause: Error, _stdout: string | null, stderr: string | null) => {
-      const log = tail(stderr ?? "");
+      const lines = tail(stderr ?? "");
       const timedOut = /timeout/i.test(cause.message);
       const problem = timedOut ? `ffmpeg took longer than ${timeoutMs / 1000} s` : `ffmpeg cannot read it`;
-      reject(new MediaError(file, log === "" ? `${problem}: ${cause.message}` : `${problem}\n${log}`, {}, cause));
+      reject(new MediaError(file, lines === "" ? `${problem}: ${cause.message}` : `${problem}\n${lines}`, {}, cause));
     });
     command.on("end", (_stdout: string | null, stderr: string | null) => {
-      resolve({ stdout: Buffer.concat(chunks), stderr: stderr ?? "" });
+      log = stderr ?? "";
+      settle();
     });
-    command.pipe().on("data", (chunk: Buffer) => chunks.push(chunk));
+    command.pipe(output);
   });
 }
 
@@ -116,9 +137,6 @@ function* candidates(): Generator<string> {
     const path = join(folder, "ffmpeg");
     if (folder !== "" && isExecutable(path)) yield path;
   }
-  // A bundled distribution keeps ffmpeg beside its script.
-  const beside = join(dirname(fileURLToPath(import.meta.url)), "ffmpeg");
-  if (isExecutable(beside)) yield beside;
   try {
     const packaged = createRequire(import.meta.url).resolve("@ffmpeg-installer/linux-x64/package.json");
     const path = join(dirname(packaged), "ffmpeg");

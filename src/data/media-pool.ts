@@ -4,30 +4,37 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { Piscina } from "piscina";
-import { MediaError } from "../errors.ts";
+import { GroveError, MediaError } from "../errors.ts";
 import type { MediaRequest } from "./load-media.ts";
 import type { MediaReply } from "./media-worker.ts";
 import type { Media } from "./options.ts";
 
 export class MediaPool {
   readonly #pool: Piscina<MediaRequest, MediaReply>;
+  #closed = false;
 
   /** @param workers threads; they start with the first work there is */
   constructor(workers: number) {
     const { url, execArgv } = workerEntry();
     this.#pool = new Piscina({ filename: url.href, execArgv, minThreads: 0, maxThreads: workers, idleTimeout: 60_000 });
+    this.#pool.on("error", (error) => {
+      // A worker's reply to work that was given up, seen when a run ends early: nobody waits for it.
+      if (!this.#closed) throw error;
+    });
   }
 
-  /** @throws MediaError for a file that cannot be used */
+  /** @throws MediaError for a file that cannot be used; ConfigError's and ffmpeg's codes for what no other file would mend */
   async load(request: MediaRequest): Promise<Media> {
     const reply = await this.#pool.run(request);
     if ("media" in reply) return reply.media;
-    const { message, details } = reply.failure;
+    const { code, message, details } = reply.failure;
+    if (code !== "MEDIA") throw new GroveError(code, message, details);
     throw new MediaError(request.file, message.replace(`${request.file}: `, ""), details);
   }
 
   /** Ends the threads; work under way is given up. */
   async close(): Promise<void> {
+    this.#closed = true;
     await this.#pool.destroy();
   }
 }
