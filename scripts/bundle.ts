@@ -171,4 +171,9 @@ function run(program: string, args: string[]): void {
 }
 
 const outAt = process.argv.indexOf("--out");
-await makeBundle(path.resolve(outAt < 0 ? path.join(root, "dist") : (process.argv[outAt + 1] ?? "dist")));
+try {
+  await makeBundle(path.resolve(outAt < 0 ? path.join(root, "dist") : (process.argv[outAt + 1] ?? "dist")));
+} catch (error) {
+  process.stderr.write(`the bundle was not made: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = 1;
+}

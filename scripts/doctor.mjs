@@ -1,11 +1,14 @@
 /**
  * Prints what this machine has, what is missing, and the command that mends it. Plain Node without packages: it also works before
- * `npm install`. Ends with status 1 when something is missing that every run needs.
+ * `npm install`. Ends with status 1 when something is missing that every run needs. With arguments it is the command `doctor` of
+ * src/cli, which also checks the files that a config names.
  */
 
+import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, statfsSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
+import { pathToFileURL } from "node:url";
 import { findFfmpeg, output, root, versionOf, which } from "./lib/tools.mjs";
 import { checkNode } from "./setup.mjs";
 
@@ -152,7 +155,11 @@ function examineFfmpeg() {
   const remedy = `${installed ? "" : "npm run setup   or   "}apt-get install -y ffmpeg`;
   if (found === undefined) return { name: "ffmpeg", state: "missing", text: "none: videos cannot be read", remedy };
   const version = versionOf(found.path, ["-version"], /ffmpeg version (\S+)/);
-  if (version === undefined) return { name: "ffmpeg", state: "missing", text: `${found.path} does not run`, remedy };
+  if (version === undefined) {
+    const text = `${found.path} (${found.source}) does not run`;
+    const unset = found.source === "FFMPEG_PATH" ? "point FFMPEG_PATH to an ffmpeg, or unset it" : remedy;
+    return { name: "ffmpeg", state: "missing", text, remedy: unset };
+  }
   return { name: "ffmpeg", state: "ok", text: `${version} ${found.path} (${found.source})` };
 }
 
@@ -197,7 +204,20 @@ export function render(findings) {
   return `${lines.join("\n")}\n\nto mend:\n${remedies.map(({ name, remedy }) => `  ${name.padEnd(width)}  ${remedy}`).join("\n")}\n`;
 }
 
-if (process.argv[1]?.endsWith("doctor.mjs")) {
+function runCommand(args) {
+  const loader = path.join(root, "node_modules/tsx/dist/loader.mjs");
+  if (!existsSync(loader)) {
+    process.stderr.write(`doctor takes arguments after set-up only; to mend it: ${SET_UP}\n`);
+    return 1;
+  }
+  const main = path.join(root, "src/cli/main.ts");
+  const command = ["--import", pathToFileURL(loader).href, main, "doctor", ...args];
+  return spawnSync(process.execPath, command, { stdio: "inherit" }).status ?? 1;
+}
+
+if (process.argv[1]?.endsWith("doctor.mjs") && process.argv.length > 2) {
+  process.exitCode = runCommand(process.argv.slice(2));
+} else if (process.argv[1]?.endsWith("doctor.mjs")) {
   const findings = await examine();
   process.stdout.write(render(findings));
   process.exitCode = findings.some(({ state }) => state === "missing") ? 1 : 0;

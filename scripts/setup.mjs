@@ -24,14 +24,13 @@ const stampFile = path.join(root, "build/setup.json");
  */
 export async function setup({ log, quiet = false, force = false }) {
   checkNode(process.versions.node);
-  if (!force && isReady()) {
+  if (!force && isReady() && (quiet || (await isSameLibtorch()))) {
     if (!quiet) log("everything is in place already (node scripts/setup.mjs --force does it again)");
     return;
   }
   const onWait = (pid) => log(`another set-up is running here (process ${pid}); waiting for it`);
-  await withLock(path.join(root, "build/setup.lock"), () => (!force && isReady() ? undefined : runSteps(log, force)), {
-    onWait,
-  });
+  const work = () => (quiet && !force && isReady() ? undefined : runSteps(log, force));
+  await withLock(path.join(root, "build/setup.lock"), work, { onWait });
 }
 
 async function runSteps(log, force) {
@@ -51,7 +50,7 @@ async function runSteps(log, force) {
   if (ffmpeg === undefined) log("ffmpeg: none found, so videos cannot be read; to mend it: apt-get install -y ffmpeg");
   else log(`ffmpeg: ${ffmpeg.path} (${ffmpeg.source})`);
 
-  const watched = [addon, path.join(libtorch.dir, "lib/libtorch_cpu.so")];
+  const watched = [addon, libraryOf(libtorch)];
   mkdirSync(path.dirname(stampFile), { recursive: true });
   writeFileSync(`${stampFile}.tmp`, JSON.stringify({ watched, state: currentState(watched) }));
   renameSync(`${stampFile}.tmp`, stampFile);
@@ -66,6 +65,21 @@ function isReady() {
   } catch {
     return false; // no stamp yet, or a damaged one
   }
+}
+
+/**
+ * Whether the libtorch that would be chosen now is the one in use: a torch may have been installed since. Asks python3, so the silent
+ * check before every command does without it.
+ */
+async function isSameLibtorch() {
+  const { findLibtorch } = await import("./native/libtorch.mjs");
+  const found = await asProblem(findLibtorch);
+  const { watched } = JSON.parse(readFileSync(stampFile, "utf8"));
+  return found === null || watched.includes(libraryOf(found));
+}
+
+function libraryOf(libtorch) {
+  return path.join(libtorch.dir, "lib/libtorch_cpu.so");
 }
 
 /** What set-up depends on: this Node, the environment, the packages, the C++ sources, and (watched) what it produced. */
@@ -89,7 +103,8 @@ function installPackages(log, force) {
   log("npm packages: installing what package-lock.json lists (npm ci)");
   const npmScript = process.env.npm_execpath;
   const [program, first] = npmScript?.endsWith(".js") ? [process.execPath, [npmScript]] : ["npm", []];
-  const npm = spawnSync(program, [...first, "ci", "--no-audit", "--no-fund", "--loglevel=error"], {
+  // With the development packages also where NODE_ENV or npm's settings leave them out: the build and the tests need them.
+  const npm = spawnSync(program, [...first, "ci", "--include=dev", "--no-audit", "--no-fund", "--loglevel=error"], {
     cwd: root,
     encoding: "utf8",
     env: { ...process.env, ONNXRUNTIME_NODE_INSTALL: "skip" },

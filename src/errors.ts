@@ -43,7 +43,7 @@ export class PromptTooLongError extends GroveError {
   constructor(sampleId: string, tokens: number, limit: number) {
     super(
       "PROMPT_TOO_LONG",
-      `sample ${sampleId}: prompt has ${tokens} tokens, the limit is ${limit}; raise data.maxPromptTokens, lower data.video.maxFrames or set data.onBadSample to skip`,
+      `sample ${sampleId}: prompt has ${tokens} tokens, the limit is ${limit}; raise data.maxPromptTokens, lower data.maxFrames or set data.onBadSample to skip`,
       { sampleId, tokens, limit },
     );
   }

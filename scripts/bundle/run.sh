@@ -15,7 +15,7 @@ tsx="$root/node_modules/tsx/dist/loader.mjs"
 command=${1:---help}
 [ $# -gt 0 ] && shift
 case "$command" in
-  doctor) exec "$node" "$root/scripts/doctor.mjs" ;;
+  doctor) exec "$node" "$root/scripts/doctor.mjs" "$@" ;;
   setup) exec "$node" "$root/scripts/setup.mjs" "$@" ;;
   --help | -h | help) exec "$node" --import "$tsx" "$root/src/cli/main.ts" --help ;;
 esac

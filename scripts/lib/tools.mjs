@@ -30,13 +30,14 @@ export function versionOf(program, args = ["--version"], pattern = /(\d+\.\d+[.\
 }
 
 /**
- * The ffmpeg that Grove will call, and where it was found: the variable FFMPEG_PATH, PATH, then the binary in the npm package
- * @ffmpeg-installer/linux-x64 (made executable here, since npm may have been told to run no scripts).
+ * The ffmpeg that Grove will call (src/data/ffmpeg.ts), and where it was found: what the variable FFMPEG_PATH names, whether it runs or
+ * not, else PATH, then the binary in the npm package @ffmpeg-installer/linux-x64 (made executable here, since npm may have been told to
+ * run no scripts).
  * @returns {{ path: string, source: string } | undefined}
  */
 export function findFfmpeg() {
   const named = process.env.FFMPEG_PATH;
-  if (named !== undefined && isExecutable(named)) return { path: named, source: "FFMPEG_PATH" };
+  if (named) return { path: named, source: "FFMPEG_PATH" };
   const system = which("ffmpeg");
   if (system !== undefined) return { path: system, source: "PATH" };
   const packaged = path.join(root, `node_modules/@ffmpeg-installer/${process.platform}-${process.arch}/ffmpeg`);

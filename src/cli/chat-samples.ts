@@ -2,20 +2,23 @@
 
 import { existsSync } from "node:fs";
 import path from "node:path";
+import type { Config } from "../config/schema.ts";
 import { readDataset } from "../data/datasets.ts";
+import { STANDARD_INPUT } from "../data/jsonl.ts";
 import { DataError } from "../errors.ts";
 import type { ChatMessage, ContentPart, Sample } from "../types.ts";
 
 /**
  * Reads lines of `{"messages": [...]}`; "-" is standard input. A relative media path is looked for beside the file, then in the working
  * directory. An assistant turn at the end becomes the sample's `response`.
- * @throws DataError naming file and line for a malformed line
+ * @throws DataError naming file and line for a malformed line, unless `onBadSample` is skip
  */
-export async function readChats(input: string): Promise<Sample[]> {
+export async function readChats(input: string, { onBadSample, maxBadSamples }: Config["data"]): Promise<Sample[]> {
   const fromStdin = input === "-";
   const folder = fromStdin ? process.cwd() : path.dirname(path.resolve(input));
-  const file = fromStdin ? "/dev/stdin" : input;
-  const samples = await readDataset({ file, format: "chat", mediaRoot: folder });
+  const file = fromStdin ? STANDARD_INPUT : input;
+  const source = { file, format: "chat", mediaRoot: folder } as const;
+  const samples = await readDataset(source, { onBadSample, maxBadSamples });
   return samples.map((sample) => ({
     ...sample,
     messages: sample.messages.map((message) => placeMedia(message, folder)),

@@ -1,6 +1,7 @@
 import { writeFileSync } from "node:fs";
 import path from "node:path";
 import type { Argv } from "yargs";
+import { ConfigError } from "../errors.ts";
 import { evalTable, summarize } from "../eval/report.ts";
 import { runEvaluation } from "./evaluation.ts";
 import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
@@ -34,8 +35,10 @@ export function builder(yargs: Argv): Argv<Flags> {
 export async function handler(flags: Flags): Promise<void> {
   const config = configToRun(flags);
   if (config === undefined) return;
-  const progress = new Progress();
   const { limit, overwrite } = flags;
+  if (limit !== undefined && (!Number.isInteger(limit) || limit < 1))
+    throw new ConfigError("--limit must be a whole number above 0");
+  const progress = new Progress();
   const results = await runEvaluation(config, { folder: config.runDir, progress, limit, overwrite });
   const file = path.join(config.runDir, "results.json");
   writeFileSync(

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, wri
 import path from "node:path";
 import { requireData } from "../config/check.ts";
 import type { Config } from "../config/schema.ts";
-import { ConfigError } from "../errors.ts";
+import { CheckpointError, ConfigError } from "../errors.ts";
 import type { EvalResults } from "../eval/report.ts";
 import type { Progress } from "./progress.ts";
 
@@ -28,6 +28,7 @@ export interface EvaluationOptions {
  */
 export async function runEvaluation(config: Config, options: EvaluationOptions): Promise<EvalResults> {
   requireData(config, "eval");
+  if (!existsSync(config.model.path)) throw new CheckpointError(config.model.path, "no such folder (model.path)");
   claimFolder(options.folder, identityOf(config), options.overwrite === true);
   const { applyDevice, openModel, openPipeline } = await import("../trainer/assemble.ts");
   const { evaluateLevels, readLevels } = await import("../eval/evaluate.ts");

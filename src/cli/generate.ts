@@ -53,7 +53,7 @@ export async function handler(flags: Flags): Promise<void> {
   }
   const samples =
     flags.question === undefined
-      ? await readChats(flags.input as string)
+      ? await readChats(flags.input as string, config.data)
       : [questionSample(flags.question, flags.video, flags.image)];
   await generate(config, samples, flags);
 }

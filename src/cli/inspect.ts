@@ -1,3 +1,5 @@
+import { mkdirSync } from "node:fs";
+import path from "node:path";
 import type { Argv } from "yargs";
 import type { Config } from "../config/schema.ts";
 import type { Tensor } from "../torch/tensor.ts";
@@ -30,7 +32,7 @@ export function builder(yargs: Argv): Argv<Flags> {
 
 export async function handler(flags: Flags): Promise<void> {
   const config = configToRun(flags);
-  if (config !== undefined) await inspectChats(config, await readChats(flags.input), flags.output);
+  if (config !== undefined) await inspectChats(config, await readChats(flags.input, config.data), flags.output);
 }
 
 async function inspectChats(config: Config, samples: readonly Sample[], file: string): Promise<void> {
@@ -53,6 +55,7 @@ async function inspectChats(config: Config, samples: readonly Sample[], file: st
         tensors.push({ name: prefix + name, tensor: fromArray(values, shape, { dtype }) });
       }
     }
+    mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
     writeSafetensors(
       file,
       tensors.map(({ name, tensor }) => ({ name, dtype: tensor.dtype, shape: tensor.shape, read: () => tensor })),

@@ -2,10 +2,12 @@ import { GroveError } from "../errors.ts";
 
 /**
  * What the user sees when a command fails. An error that Grove raises on purpose is one message: its code, what is wrong, and the chain
- * of causes where they say more. Anything else is a bug, so its stack is shown.
+ * of causes where they say more; so is a refusal of the operating system (a folder that may not be written, a full disk). Anything else is
+ * a bug, so its stack is shown.
  */
 export function renderError(error: unknown): string {
   if (!(error instanceof GroveError)) {
+    if (isSystemError(error)) return `error [${error.code}] ${error.message.replace(`${error.code}: `, "")}`;
     return error instanceof Error ? (error.stack ?? error.message) : `thrown: ${String(error)}`;
   }
   const lines = [`error [${error.code}] ${error.message}`];
@@ -17,6 +19,10 @@ export function renderError(error: unknown): string {
   const hint = error.details.hint ?? HINTS[error.code];
   if (typeof hint === "string") lines.push(`  hint: ${hint}`);
   return lines.join("\n");
+}
+
+function isSystemError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && "syscall" in error && "errno" in error && "code" in error;
 }
 
 /** What usually helps, by code; an error's own `details.hint` comes first. */

@@ -37,7 +37,7 @@ export function builder(yargs: Argv): Argv<Flags> {
 export async function handler(flags: Flags): Promise<void> {
   const config = configToRun(flags);
   if (config === undefined) return;
-  const samples = await readChats(flags.input);
+  const samples = await readChats(flags.input, config.data);
   for (const sample of samples) wholeChat(sample, { required: true });
   await scoreChats(config, samples, flags.output);
 }

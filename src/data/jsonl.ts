@@ -4,6 +4,9 @@ import { createReadStream } from "node:fs";
 import { createInterface } from "node:readline";
 import { DataError } from "../errors.ts";
 
+/** Read as a stream, since the file of this name cannot be opened where a socket stands behind it (a child of another Node). */
+export const STANDARD_INPUT = "/dev/stdin";
+
 export interface JsonLine {
   line: number; // from 1
   /** The object, or what is wrong with the line. */
@@ -14,7 +17,8 @@ export interface JsonLine {
 export async function* readJsonLines(file: string): AsyncGenerator<JsonLine> {
   let line = 0;
   try {
-    for await (const text of createInterface({ input: createReadStream(file, "utf8"), crlfDelay: Infinity })) {
+    const input = file === STANDARD_INPUT ? process.stdin : createReadStream(file, "utf8");
+    for await (const text of createInterface({ input, crlfDelay: Infinity })) {
       line++;
       const content = line === 1 ? text.replace(/^\uFEFF/, "") : text;
       if (content.trim() !== "") yield { line, value: parse(file, line, content) };

@@ -1,6 +1,6 @@
 /** One media file to resized pixels, through the cache where there is one. This is what a worker thread runs. */
 
-import { MediaError } from "../errors.ts";
+import { ConfigError, MediaError } from "../errors.ts";
 import { FrameCache } from "./frame-cache.ts";
 import { decodeImage } from "./image.ts";
 import type { FrameRule, Media, SizeRule } from "./options.ts";
@@ -29,7 +29,11 @@ export async function loadMedia(request: MediaRequest): Promise<Media> {
   const cached = await cache.get(key);
   if (cached !== null) return cached;
   const media = await decode(request);
-  await cache.put(key, media);
+  await cache.put(key, media).catch((cause) => {
+    throw new ConfigError(
+      `data.cacheDir: cannot write to ${folder} (${cause.message}); name another folder or set data.cacheGib=0`,
+    );
+  });
   return media;
 }
 

@@ -150,9 +150,12 @@ export class PromptLoader {
   }
 }
 
-/** Ids are unique within one file only, and one loader may serve training and evaluation sets. */
+/**
+ * Ids are unique within one file only, and one loader may serve training and evaluation sets: of the same file too, whose options are
+ * shuffled for training only, so that one id has two prompts.
+ */
 function keyOf(sample: Sample): string {
-  return `${sample.source.file}\0${sample.id}`;
+  return `${sample.source.file}\0${sample.id}\0${JSON.stringify(sample.messages)}`;
 }
 
 function frameRule({ fps, minFrames, maxFrames }: DataOptions) {

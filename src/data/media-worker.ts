@@ -1,11 +1,11 @@
 /** Entry of a media worker thread (media-pool.ts). Pixels are handed over without a copy; errors as plain data, since classes do not cross threads. */
 
 import { move, transferableSymbol, valueSymbol } from "piscina";
-import { MediaError } from "../errors.ts";
+import { GroveError } from "../errors.ts";
 import { loadMedia, type MediaRequest } from "./load-media.ts";
 import type { Media } from "./options.ts";
 
-export type MediaReply = { media: Media } | { failure: { message: string; details: Record<string, unknown> } };
+export type MediaReply = { media: Media } | { failure: Pick<GroveError, "code" | "message" | "details"> };
 
 export default async function work(request: MediaRequest): Promise<MediaReply> {
   try {
@@ -16,7 +16,7 @@ export default async function work(request: MediaRequest): Promise<MediaReply> {
     const reply: MediaReply = { media: { ...media, data } };
     return move({ [transferableSymbol]: data.buffer, [valueSymbol]: reply } as never) as unknown as MediaReply;
   } catch (cause) {
-    if (!(cause instanceof MediaError)) throw cause;
-    return { failure: { message: cause.message, details: cause.details } };
+    if (!(cause instanceof GroveError)) throw cause;
+    return { failure: { code: cause.code, message: cause.message, details: cause.details } };
   }
 }

@@ -36,7 +36,8 @@ export async function scanPackets(file: string, timeoutMs?: number): Promise<Pac
     output: ["-map", "0:v:0", "-c", "copy", "-copyinkf", "-copytb", "1", "-f", "framecrc"],
     ...(timeoutMs === undefined ? {} : { timeoutMs }),
   });
-  const cut = /^.*(partial file|moov atom not found|File ended prematurely).*$/m.exec(stderr);
+  // The last two are Matroska's: of ffmpeg up to 4.1, and since.
+  const cut = /^.*(partial file|moov atom not found|\] Read error|File ended prematurely).*$/m.exec(stderr);
   if (cut) throw new MediaError(file, `is cut off (${cut[0].trim()})`);
   return parseFrameCrc(file, stdout.toString("latin1"), stderr);
 }

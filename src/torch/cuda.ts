@@ -3,6 +3,7 @@
  * false, deviceCount() 0, synchronize() and emptyCache() do nothing, memoryStats() is all zeros, and the classes refuse to be made.
  */
 import { addon, io } from "./addon.ts";
+import { deviceCode } from "./dtype.ts";
 import { typedError } from "./native-error.ts";
 
 let available: boolean | null = null;
@@ -22,8 +23,9 @@ export function deviceName(index = 0): string {
   return attempt("deviceName", () => addon.cudaDeviceName(index));
 }
 
-/** Makes CUDA device `index` the one that "cuda" means. */
+/** Makes CUDA device `index` the one that "cuda" means. @throws AddonError where there is no CUDA */
 export function setDevice(index: number): void {
+  deviceCode(`cuda:${index}`);
   attempt("setDevice", () => addon.cudaSetDevice(index));
 }
 

@@ -1,5 +1,6 @@
 /** Element types and devices, and the numbers libtorch knows them by. */
-import { DTypeError, NativeError } from "../errors.ts";
+import { AddonError, DTypeError, NativeError } from "../errors.ts";
+import { addon } from "./addon.ts";
 
 export type DType = "float32" | "float64" | "bfloat16" | "float16" | "int64" | "int32" | "int16" | "uint8" | "bool";
 
@@ -55,13 +56,24 @@ export function isFloating(dtype: DType): boolean {
   return dtype === "float32" || dtype === "float64" || dtype === "bfloat16" || dtype === "float16";
 }
 
-/** 0 CPU, 1 current CUDA device, 2 + k CUDA device k (native/tensor.h). @throws NativeError for another string */
+/**
+ * 0 CPU, 1 current CUDA device, 2 + k CUDA device k (native/tensor.h).
+ * @throws NativeError for another string, AddonError for CUDA where there is none: libtorch's own words would not help anybody
+ */
 export function deviceCode(device: Device): number {
   if (device === "cpu") return 0;
-  if (device === "cuda") return 1;
-  const match = /^cuda:(\d{1,2})$/.exec(device);
+  const match = /^cuda(?::(\d{1,2}))?$/.exec(device);
   if (match === null) throw new NativeError("device", `"${device}"`, 'expected "cpu", "cuda" or "cuda:<index>"');
-  return 2 + Number(match[1]);
+  hasCuda ??= addon.cudaAvailable();
+  if (!hasCuda) throw new AddonError(`device ${device} cannot be used: ${whyNoCuda()}`);
+  return match[1] === undefined ? 1 : 2 + Number(match[1]);
+}
+
+let hasCuda: boolean | null = null;
+
+function whyNoCuda(): string {
+  const { torch, cudaBuild } = addon.versions();
+  return cudaBuild ? "no NVIDIA GPU with a working driver was found" : `libtorch ${torch} is a build without CUDA`;
 }
 
 export function deviceName(code: number): Device {

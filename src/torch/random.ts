@@ -13,8 +13,9 @@ export class Generator implements Disposable {
   /** @param seed a non-negative integer up to 2^53 */
   constructor(seed: number, device: Device = "cpu") {
     this.device = device;
+    const code = deviceCode(device);
     try {
-      this.generatorHandle = addon.generatorNew(seed, deviceCode(device));
+      this.generatorHandle = addon.generatorNew(seed, code);
     } catch (cause) {
       throw typedError("Generator", `${seed}, "${device}"`, [], cause);
     }

@@ -100,6 +100,11 @@ test.each([
   [["grpo", "--set", "model.path=m"], "data.train is empty"],
   [["eval", "--set", "model.path=m"], "data.eval is empty"],
   [["grpo", "--config", "/no/such.yaml"], "/no/such.yaml: no such config file"],
+  [
+    ["eval", "--set", "model.path=/no/such", "--set", "data.eval.L1={file: x, format: generic}"],
+    "error [CHECKPOINT] /no/such: no such folder",
+  ],
+  [["eval", "--set", "model.path=m", "--limit", "-2"], "--limit must be a whole number above 0"],
   [["generate", "--set", "model.path=m"], "generate needs --input or --question"],
   [["generate", "--set", "model.path=m", "--question", "q", "--count", "2"], "eval.greedy=false"],
   [["score", "--set", "model.path=m", "--input", "/no/such.jsonl"], "/no/such.jsonl: no such file"],
@@ -138,6 +143,12 @@ test("errors of ours are one message with code, causes and hint; others keep the
   );
   expect(renderError(new AddonError("not built"))).toContain("npm run setup");
   expect(renderError(new ConfigError("x", { hint: "do y" }))).toContain("hint: do y");
+  const refused = Object.assign(new Error("EACCES: permission denied, mkdir '/x'"), {
+    code: "EACCES",
+    errno: -13,
+    syscall: "mkdir",
+  });
+  expect(renderError(refused)).toBe("error [EACCES] permission denied, mkdir '/x'");
   expect(renderError(new TypeError("bug"))).toContain("main.test.ts");
   expect(renderError("text")).toBe("thrown: text");
 });

@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
@@ -305,4 +306,13 @@ test("media paths are relative to the file's folder by default", async () => {
   writeFileSync(file, JSON.stringify({ question: "?", answer: "x", image: "i.png" }));
   const [sample] = await readDataset({ file, format: "generic" });
   expect(parts(sample)[0]).toEqual({ type: "image", image: join(folder.path, "i.png") });
+});
+
+test("standard input is read also where it is a socket, as between two Node processes", () => {
+  const jsonl = new URL("../../src/data/jsonl.ts", import.meta.url).href;
+  const program = `import { readJsonLines, STANDARD_INPUT } from "${jsonl}";
+    for await (const { line, value } of readJsonLines(STANDARD_INPUT)) console.log(line, value.a);`;
+  const args = ["--import", "tsx", "--input-type=module", "-e", program];
+  const { stdout, stderr } = spawnSync(process.execPath, args, { encoding: "utf8", input: '{"a": 1}\n\n{"a": 2}\n' });
+  expect([stdout, stderr]).toEqual(["1 1\n3 2\n", ""]);
 });

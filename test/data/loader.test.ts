@@ -67,6 +67,17 @@ test("two loads at a time share one decode, later ones come from memory", async 
   expect(await made.load(question)).toBe(first);
 });
 
+test("a record read twice, its options shuffled and not, has two prompts", async () => {
+  const made = loader();
+  const [train, evaluation] = [sample("same"), sample("same")].map((one) => ({
+    ...one,
+    source: { file: "q.jsonl", line: 1 },
+  })) as [Sample, Sample];
+  evaluation.messages = [{ role: "user", content: "other order" }];
+  expect((await made.load(train))?.sample).toBe(train);
+  expect((await made.load(evaluation))?.sample).toBe(evaluation);
+});
+
 test("a prefetched prompt is there before it is asked for, and is the one a plain load makes", async () => {
   const png = await sharp(picture(30, 30), { raw: { width: 30, height: 30, channels: 3 } })
     .png()

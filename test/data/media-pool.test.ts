@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { build } from "esbuild";
-import { afterAll, expect, test } from "vitest";
+import { afterAll, expect, test, vi } from "vitest";
 import { loadMedia } from "../../src/data/load-media.ts";
 import { MediaPool } from "../../src/data/media-pool.ts";
 import { temporaryFolder, writeNumberedClip } from "./helpers.ts";
@@ -34,6 +34,25 @@ test("a worker's pixels are those of a direct call; errors keep their class and 
     });
   } finally {
     await pool.close();
+  }
+});
+
+test("what no other file would mend keeps its code: no ffmpeg, a cache that cannot be written", async () => {
+  await writeNumberedClip(clip, { frames: 12, rate: "6" });
+  const inTheWay = join(folder.path, "file");
+  writeFileSync(inTheWay, "");
+  vi.stubEnv("FFMPEG_PATH", "/no/such/ffmpeg");
+  const without = new MediaPool(1);
+  const first = without.load(request);
+  await expect(first).rejects.toMatchObject({ code: "FFMPEG", message: expect.stringContaining("/no/such/ffmpeg") });
+  vi.unstubAllEnvs();
+  const pool = new MediaPool(1);
+  try {
+    const cache = { folder: join(inTheWay, "cache"), limitBytes: 1e6 };
+    const message = expect.stringMatching(/^data\.cacheDir: cannot write to .*file\/cache/);
+    await expect(pool.load({ ...request, cache })).rejects.toMatchObject({ code: "CONFIG", message });
+  } finally {
+    await Promise.all([without.close(), pool.close()]);
   }
 });
 

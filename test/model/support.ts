@@ -173,7 +173,7 @@ export function gradientsOf(
     using pass = model.pass(packGroups(groups), { grad: true, ...options });
     const logprobs = pass.logprobs.toNumbers();
     const entropy = pass.entropy.toNumbers();
-    pass.backward(fromArray(Float64Array.from(weights), [weights.length]));
+    pass.backward(fromArray(Float64Array.from(weights), [weights.length], { device: model.device }));
     const gradients = new Map(
       model.parameters.map(({ name, tensor }) => [
         name,

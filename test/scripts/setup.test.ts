@@ -99,6 +99,13 @@ test("doctor's report is aligned and ends with what mends", () => {
   );
 });
 
+test("doctor looks at the ffmpeg that a run would call, even where another one would do", () => {
+  const env = { ...process.env, FFMPEG_PATH: "/no/such/ffmpeg" };
+  const { stdout, status } = spawnSync(process.execPath, [script("doctor.mjs")], { encoding: "utf8", env });
+  expect(stdout).toMatch(/^ffmpeg +MISSING +\/no\/such\/ffmpeg \(FFMPEG_PATH\) does not run$/m);
+  expect(status).toBe(1);
+});
+
 test("doctor runs without packages and names what it looked for", () => {
   const { stdout, stderr } = spawnSync(process.execPath, [script("doctor.mjs")], { encoding: "utf8" });
   expect(stderr).toBe("");

@@ -1,6 +1,6 @@
 /** What cuda.ts promises where there is no CUDA; the rest is in cuda.gpu.test.ts. */
 import { describe, expect, test } from "vitest";
-import { NativeError } from "../../src/errors.ts";
+import { AddonError, NativeError } from "../../src/errors.ts";
 import * as cuda from "../../src/torch/cuda.ts";
 import { ones, randn } from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
@@ -39,9 +39,16 @@ describe.skipIf(cuda.cudaAvailable())("without CUDA", () => {
       expect(make).toThrow(NativeError);
       expect(make).toThrow(/CUDA/);
     }
-    expect(() => new Generator(1, "cuda")).toThrow(NativeError);
-    expect(() => ones([1], { device: "cuda" })).toThrow(NativeError);
-    expect(() => randn([1], { device: "cuda:3" })).toThrow(NativeError);
+    for (const make of [
+      () => new Generator(1, "cuda"),
+      () => ones([1], { device: "cuda" }),
+      () => randn([1], { device: "cuda:3" }),
+      () => fromArray([1], [1], { device: "cuda" }),
+      () => cuda.setDevice(1),
+    ]) {
+      expect(make).toThrow(AddonError);
+      expect(make).toThrow(/^device cuda\S* cannot be used: (libtorch \S+ is a build without CUDA|no NVIDIA GPU)/);
+    }
   });
 
   test("pinned memory is ordinary memory", () => {
