@@ -89,17 +89,26 @@ export async function trainingLoop(
   return { runDir: folder.dir, step: done, finished, finalDir: finished ? training.exportModel() : null };
 }
 
+/** Signals this soon after the first are the same request: npm and other wrappers pass on what the terminal sent already. */
+const ONE_REQUEST_MS = 1000;
+
 /**
- * Turns the first SIGTERM or SIGINT into a request to stop. After it the signals have their usual effect again, so that a second one
- * ends the process even while it computes; two that arrive within one turn of the event loop end it in the next.
+ * Turns the first SIGTERM or SIGINT into a request to stop. A second after it the signals have their usual effect again, so that another
+ * one ends the process even while it computes.
  */
 function listenForStop(): { requested: () => boolean; end: () => void } {
-  let count = 0;
+  let first: number | null = null;
   const onSignal = (signal: NodeJS.Signals) => {
-    count++;
-    if (count > 1) process.exit(signal === "SIGINT" ? 130 : 143);
-    log.info({ signal }, "finishing the step, then saving and leaving; a second signal leaves at once");
-    setImmediate(end);
+    if (first !== null) {
+      if (performance.now() - first > ONE_REQUEST_MS) process.exit(signal === "SIGINT" ? 130 : 143);
+      return;
+    }
+    first = performance.now();
+    log.info(
+      { signal },
+      "finishing the step, then saving and leaving; another signal, a second from now, leaves at once",
+    );
+    setTimeout(end, ONE_REQUEST_MS).unref();
   };
   const end = () => {
     process.off("SIGTERM", onSignal);
@@ -107,5 +116,5 @@ function listenForStop(): { requested: () => boolean; end: () => void } {
   };
   process.on("SIGTERM", onSignal);
   process.on("SIGINT", onSignal);
-  return { requested: () => count > 0, end };
+  return { requested: () => first !== null, end };
 }

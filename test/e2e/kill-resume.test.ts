@@ -142,17 +142,35 @@ test.each([
 
 test("a second signal ends the process before the step does, and nothing is lost", async () => {
   const slow = tinyConfig(world, "hurried", {
-    rollout: { groupSize: 16, maxNewTokens: 200 },
+    rollout: { groupSize: 16, maxNewTokens: 500 },
     trainer: { questionsPerStep: 12, steps: 2, saveEvery: 1, tokensPerPack: 600 },
   });
   const run = launch(slow);
   await run.printed("step 1");
   run.child.kill("SIGTERM");
-  await sleep(20);
+  await sleep(1100);
   run.child.kill("SIGTERM");
   const { code, signal, output } = await run.ended;
   expect(signal === "SIGTERM" || code === 143, output).toBe(true);
   expect(output).not.toContain("step 2");
   expect(readMetrics(path.join(slow.runDir, "metrics.jsonl"))).toHaveLength(1);
   expect(await launch(slow, "--resume").ended).toMatchObject({ code: 0 });
+});
+
+test("one request to stop that arrives twice, as through npm, saves and leaves in order", async () => {
+  const config = tinyConfig(world, "twice", { trainer: { steps: 200, saveEvery: 0 } });
+  const run = launch(config);
+  await run.printed("step 2");
+  run.child.kill("SIGINT");
+  await sleep(30);
+  run.child.kill("SIGINT");
+  const { code, output } = await run.ended;
+  expect(code, output).toBe(0);
+  const lines = readMetrics(path.join(config.runDir, "metrics.jsonl"));
+  expect(lines.length).toBeLessThan(200);
+  expect(
+    await launch({ ...config, trainer: { ...config.trainer, steps: lines.length + 1 } }, "--resume").ended,
+  ).toMatchObject({
+    code: 0,
+  });
 });
