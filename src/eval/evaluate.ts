@@ -10,6 +10,7 @@ import type { Config } from "../config/schema.ts";
 import { readDataset } from "../data/datasets.ts";
 import type { PromptLoader } from "../data/loader.ts";
 import { CheckpointError } from "../errors.ts";
+import { checkGoldAnswers } from "../reward/gold.ts";
 import { createRewards, type Rewards } from "../reward/rewards.ts";
 import type { Sampler } from "../rollout/sampler.ts";
 import type { ChatMessage, Metrics, Prompt, Sample } from "../types.ts";
@@ -64,12 +65,17 @@ export async function evaluateLevels(
   }
 }
 
-/** The questions of config.data.eval by level, options in the order of the file. */
+/**
+ * The questions of config.data.eval by level, options in the order of the file.
+ * @throws DataError for a record that cannot be read or has no gold answer
+ */
 export async function readLevels(config: Config): Promise<Record<string, Sample[]>> {
   const { onBadSample, maxBadSamples } = config.data;
   const levels: Record<string, Sample[]> = {};
   for (const [level, source] of Object.entries(config.data.eval)) {
-    levels[level] = await readDataset(source, { onBadSample, maxBadSamples });
+    const samples = await readDataset(source, { onBadSample, maxBadSamples });
+    checkGoldAnswers(samples, level);
+    levels[level] = samples;
   }
   return levels;
 }
@@ -112,7 +118,8 @@ async function evaluateLevel(
         answered.set(record.sample_id, record);
         if (out !== null) writeSync(out, `${JSON.stringify(record)}\n`);
       }
-      options.onProgress?.({ level, done: answered.size + skipped, total: samples.length });
+      const done = samples.length - open.length + Math.min(start + batchSize, open.length);
+      options.onProgress?.({ level, done, total: samples.length });
       await nextTurn();
     }
   } finally {

@@ -9,6 +9,7 @@ export interface Series {
   points: { x: number; y: number }[];
   /** Faint: drawn thin and pale, e.g. raw values behind their smoothed curve; not in the legend. */
   faint?: boolean;
+  dashed?: boolean;
   color?: string;
 }
 
@@ -36,13 +37,14 @@ const TEXT = "#333";
 
 /**
  * The usual plot of a run: `reward/mean` with its moving average, and `eval/<level>/accuracy` where the run was evaluated on the way.
- * `runs` maps a run's name to the lines of its metrics.jsonl.
+ * `runs` maps a run's name to the lines of its metrics.jsonl. A level has one colour in all runs; all runs but the last are dashed.
  */
 export function runPlot(runs: Record<string, readonly MetricsLine[]>, title: string): string {
   const names = Object.keys(runs);
   const prefix = (run: string) => (names.length > 1 ? `${run} ` : "");
   const reward: Series[] = [];
   const accuracy: Series[] = [];
+  const levels = levelsOf(Object.values(runs).flat());
   for (const [index, run] of names.entries()) {
     const lines = runs[run] as readonly MetricsLine[];
     const color = COLORS[index % COLORS.length] as string;
@@ -55,18 +57,25 @@ export function runPlot(runs: Record<string, readonly MetricsLine[]>, title: str
         color,
       });
     }
-    const keys = new Set(lines.flatMap((line) => Object.keys(line).filter((key) => /^eval\/.+\/accuracy$/.test(key))));
-    for (const key of [...keys].sort()) {
-      accuracy.push({
-        name: `${prefix(run)}${key.slice("eval/".length, -"/accuracy".length)}`,
-        points: pointsOf(lines, key),
-      });
+    for (const [i, level] of levels.entries()) {
+      const points = pointsOf(lines, `eval/${level}/accuracy`);
+      if (points.length === 0) continue;
+      const dashed = index < names.length - 1;
+      accuracy.push({ name: `${prefix(run)}${level}`, points, dashed, color: COLORS[i % COLORS.length] as string });
     }
   }
   const panels: Panel[] = [];
   if (reward.length > 0) panels.push({ title: "Reward", yLabel: "mean reward", series: reward });
   if (accuracy.length > 0) panels.push({ title: "Accuracy", yLabel: "accuracy", series: accuracy, yRange: [0, 1] });
   return plotSvg(panels, { title });
+}
+
+/** Names of the levels that were evaluated on the way, sorted. */
+function levelsOf(lines: readonly MetricsLine[]): string[] {
+  const names = lines.flatMap((line) =>
+    Object.keys(line).flatMap((key) => /^eval\/(.+)\/accuracy$/.exec(key)?.[1] ?? []),
+  );
+  return [...new Set(names)].sort();
 }
 
 /** The points (step, value) of one metric; lines without it, or with a value that is not finite, are left out. */
@@ -123,7 +132,7 @@ interface Place {
 
 function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place): string {
   const [x0, x1] = xRange;
-  const [y0, y1] = panel.yRange ?? span(panel.series.flatMap(({ points }) => points.map(({ y }) => y)));
+  const [y0, y1] = panel.yRange ?? widened(span(panel.series.flatMap(({ points }) => points.map(({ y }) => y))));
   const left = MARGIN.left;
   const right = width - MARGIN.right;
   const upper = top + MARGIN.top;
@@ -150,7 +159,8 @@ function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place):
   for (const series of panel.series) {
     const color = series.color ?? (COLORS[nextColor++ % COLORS.length] as string);
     const path = series.points.map(({ x, y }, i) => `${i === 0 ? "M" : "L"}${fixed(px(x))} ${fixed(py(y))}`).join("");
-    const look = series.faint ? `stroke-width="1" opacity="0.3"` : `stroke-width="2"`;
+    const dashes = series.dashed ? ` stroke-dasharray="7 5"` : "";
+    const look = series.faint ? `stroke-width="1" opacity="0.3"` : `stroke-width="2"${dashes}`;
     out.push(`<path d="${path}" fill="none" stroke="${color}" stroke-linejoin="round" ${look}/>`);
     if (series.faint) continue;
     // Few points (an evaluation now and then) are marked, so that a single one can be seen at all.
@@ -159,7 +169,8 @@ function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place):
         out.push(`<circle cx="${fixed(px(x))}" cy="${fixed(py(y))}" r="3" fill="${color}"/>`);
     }
     const y = upper + 8 + 18 * legendRow++;
-    out.push(`<line x1="${right + 14}" y1="${y}" x2="${right + 36}" y2="${y}" stroke="${color}" stroke-width="3"/>`);
+    const [from, to] = [right + 14, right + 36];
+    out.push(`<line x1="${from}" y1="${y}" x2="${to}" y2="${y}" stroke="${color}" stroke-width="3"${dashes}/>`);
     out.push(text(right + 42, y + 4, series.name));
   }
   return out.join("\n");
@@ -171,6 +182,12 @@ function span(values: readonly number[]): [low: number, high: number] {
   const low = values.reduce((a, b) => Math.min(a, b));
   const high = values.reduce((a, b) => Math.max(a, b));
   return low === high ? [low - 0.5, high + 0.5] : [low, high];
+}
+
+/** A little room at both ends, so that no curve runs along the frame. */
+function widened([low, high]: [low: number, high: number]): [low: number, high: number] {
+  const room = 0.04 * (high - low);
+  return [low - room, high + room];
 }
 
 function text(x: number, y: number, content: string, attributes = ""): string {

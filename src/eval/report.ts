@@ -42,22 +42,6 @@ export function evalTable(results: EvalResults): string {
   return alignTable(rows);
 }
 
-/**
- * Models side by side, e.g. vanilla, SFT and GRPO: a row per model, a column per level, a cell `46.0 % (1119/2432)`.
- * Levels are the columns in the order of their first appearance.
- */
-export function comparisonTable(models: Record<string, EvalResults>): string {
-  const levels = [...new Set(Object.values(models).flatMap((results) => Object.keys(results)))];
-  const rows = Object.entries(models).map(([model, results]) => [
-    model,
-    ...levels.map((level) => {
-      const result = results[level];
-      return result === undefined ? "-" : `${percent(result.correct, result.n)} (${result.correct}/${result.n})`;
-    }),
-  ]);
-  return alignTable([["model", ...levels], ...rows]);
-}
-
 /** The figures of each level for a summary file: `{"L1": {"accuracy": 0.46, "n": 2432, ...}}`. */
 export function summarize(results: EvalResults): Record<string, Summary> {
   return Object.fromEntries(

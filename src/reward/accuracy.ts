@@ -1,4 +1,5 @@
-import { extractAnswer, strip } from "./extract-answer.ts";
+import { extractAnswer } from "./extract-answer.ts";
+import { goldAnswer } from "./gold.ts";
 
 /**
  * 1 if the first character of the completion's first answer block equals the first character of the solution's, else 0: the seed's
@@ -11,6 +12,6 @@ export function accuracy(completion: string, solution: string): 0 | 1 {
   const answer = extractAnswer(completion);
   if (answer === null) return 0;
   const given = answer.codePointAt(0);
-  const wanted = (extractAnswer(solution) ?? strip(solution)).codePointAt(0);
+  const wanted = goldAnswer(solution).codePointAt(0);
   return given !== undefined && given === wanted ? 1 : 0;
 }

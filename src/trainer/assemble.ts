@@ -25,7 +25,10 @@ export function loadModel(folder: string, config: Config): Qwen2VL {
   return Qwen2VL.load(folder, placement(config));
 }
 
-/** What turns questions into prompts and prompts into completions for one model. Close it to end the media threads. */
+/**
+ * What turns questions into prompts and prompts into completions for one model. Closing it, before the model goes, ends the media threads
+ * and frees what the sampler holds on the device.
+ */
 export interface Pipeline {
   processor: Processor;
   loader: PromptLoader;
@@ -35,9 +38,13 @@ export interface Pipeline {
 
 export async function openPipeline(config: Config, model: Qwen2VL): Promise<Pipeline> {
   const processor = await Processor.load(config.model.path, config.data);
-  const loader = new PromptLoader({ processor, config: config.data });
   const sampler = new Sampler({ model, tokenizer: processor.tokenizer, config: config.rollout });
-  return { processor, loader, sampler, close: () => loader.close() };
+  const loader = new PromptLoader({ processor, config: config.data });
+  const close = async () => {
+    sampler[Symbol.dispose]();
+    await loader.close();
+  };
+  return { processor, loader, sampler, close };
 }
 
 /**

@@ -30,6 +30,9 @@ const MANIFEST = "manifest.json";
 const STATE = "state.json";
 const OPTIMIZER = "optimizer.safetensors";
 
+/** The hidden name of a checkpoint while it is written (replaceFolder); one that is still there later was never finished. */
+const HALF_WRITTEN = /^\.checkpoint-\d+\./;
+
 export interface TrainState {
   stage: "grpo" | "sft";
   /** Steps made; the run goes on with this one, counted from 0. */
@@ -49,7 +52,10 @@ interface Manifest {
   files: Record<string, { bytes: number; crc32: number }>;
 }
 
-/** Writes a checkpoint, then removes all complete ones but the `keepLast` newest. Returns its folder. */
+/**
+ * Writes a checkpoint, then removes all complete ones but the `keepLast` newest, and what killed processes left half-written. Returns its
+ * folder.
+ */
 export function saveCheckpoint(
   runDir: string,
   state: TrainState,
@@ -70,6 +76,9 @@ export function saveCheckpoint(
   });
   const complete = listCheckpoints(runDir).filter(({ folder }) => isComplete(folder));
   for (const { folder: old } of complete.slice(0, -options.keepLast)) rmSync(old, { recursive: true });
+  for (const name of readdirSync(runDir)) {
+    if (HALF_WRITTEN.test(name)) rmSync(path.join(runDir, name), { recursive: true });
+  }
   return folder;
 }
 

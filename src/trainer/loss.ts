@@ -87,7 +87,8 @@ export function grpoLoss(inputs: LossInputs, config: Config["trainer"]): GrpoLos
 
 /**
  * The k3 estimate of KL(policy || reference) at each token: exp(d) - d - 1 with d = clamp(reference - policy, -limit, limit).
- * Never negative, and unbiased inside the clamp for tokens drawn from the policy (http://joschu.net/blog/kl-approx.html).
+ * Never negative but for rounding (1e-7 in float32), and unbiased inside the clamp for tokens drawn from the policy
+ * (http://joschu.net/blog/kl-approx.html).
  */
 export function k3(referenceLogprobs: Tensor, logprobs: Tensor, limit: number): Tensor {
   const d = clamp(sub(referenceLogprobs, logprobs), -limit, limit);

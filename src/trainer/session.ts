@@ -7,6 +7,7 @@ import { CheckpointError, NumericsError } from "../errors.ts";
 import { evalMetrics, evaluateLevels, readLevels } from "../eval/evaluate.ts";
 import { log } from "../log.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
+import { checkGoldAnswers } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
 import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Prompt, Sample } from "../types.ts";
@@ -61,6 +62,8 @@ export interface Session extends Pipeline {
 export async function openSession(config: Config, hooks: TrainHooks, stage: TrainState["stage"]): Promise<Session> {
   applyDevice(config);
   const samples = await readTrainingData(config);
+  const isJudged = config.rewards.some(({ name, path }) => name === "accuracy" && path === undefined);
+  if (stage === "grpo" && isJudged) checkGoldAnswers(samples, "data.train");
   const levels = config.trainer.evalEvery > 0 ? await readLevels(config) : {};
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
   const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
@@ -204,7 +207,7 @@ export function refuseBatch(
   return new NumericsError(`${what} of step ${step} (batch written to ${file})`, value, { step, sampleIds, file });
 }
 
-/** `memory/...` of a step: live tensors and their bytes and, on a GPU, the most memory since the call before. */
+/** `memory/...` of a step: live tensors and their bytes; peak: on a GPU the most since the call before, else the process's most so far. */
 export function memoryMetrics(): Metrics {
   const GIB = 2 ** 30;
   const live = liveTensors();
@@ -213,7 +216,7 @@ export function memoryMetrics(): Metrics {
   return {
     "memory/live_tensors": live.count,
     "memory/live_gib": live.bytes / GIB,
-    ...(total > 0 ? { "memory/peak_gib": peak / GIB } : {}),
+    "memory/peak_gib": (total > 0 ? peak : process.resourceUsage().maxRSS * 1024) / GIB,
   };
 }
 

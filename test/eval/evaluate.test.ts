@@ -1,6 +1,6 @@
 import { appendFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
 import { type EvalParts, type EvalRecord, evalMetrics, evaluateLevels, readLevels } from "../../src/eval/evaluate.ts";
 import type { Qwen2VL } from "../../src/model/qwen2vl/model.ts";
@@ -98,6 +98,34 @@ test("goes on behind the questions that have a line; a torn line is answered aga
   expect(records.map(({ sample_id }) => sample_id)).toEqual(levels.easy?.map(({ id }) => id));
   expect(records[0]?.response).toBe("from before");
   expect(results?.easy).toMatchObject({ n: 24, correct: records.filter(({ reward }) => reward === 1).length });
+});
+
+test("answers to other questions in the file do not count as progress", async () => {
+  const file = path.join(world.folder, "others.jsonl");
+  await evaluateLevels({ easy: levels.easy?.slice(10, 15) ?? [] }, parts, { fileOf: () => file });
+  const seen: string[] = [];
+  const results = await evaluateLevels(levels, parts, {
+    fileOf: () => file,
+    limit: 2,
+    onProgress: ({ done, total }) => void seen.push(`${done}/${total}`),
+  });
+  expect(seen).toEqual(["2/2"]);
+  expect(results?.easy?.n).toBe(2);
+});
+
+test("a level without gold answers is refused when it is read", async () => {
+  const file = path.join(world.folder, "unanswered.jsonl");
+  const prompt = [{ role: "user", content: "Which colour?" }];
+  writeFileSync(file, `${JSON.stringify({ sample_id: 1, prompt, response: "red, no tags" })}\n`);
+  const data = { ...config.data, eval: { open: { file, format: "seed-bench-r1-sft" as const } } };
+  await expect(readLevels({ ...config, data })).rejects.toThrow(/unanswered\.jsonl:1 .*has no gold answer/);
+});
+
+test("closing a pipeline also frees what its sampler holds", async () => {
+  const other = await openPipeline(config, model);
+  const dispose = vi.spyOn(other.sampler, Symbol.dispose);
+  await other.close();
+  expect(dispose).toHaveBeenCalledTimes(1);
 });
 
 test("ends early when told to", async () => {

@@ -47,6 +47,19 @@ test("a run's plot is well-formed, names its curves and keeps every point inside
   expect(opened).toEqual(closed);
 });
 
+test("of several runs, a level has one colour and all runs but the last are dashed", () => {
+  const lines = (levels: string[]) =>
+    [0, 10].map((step) => ({ step, ...Object.fromEntries(levels.map((level) => [`eval/${level}/accuracy`, 0.5])) }));
+  const runs = { SFT: lines(["L1", "L2"]), GRPO: lines(["L2"]) } as Record<string, MetricsLine[]>;
+  const curves = [...runPlot(runs, "two").matchAll(/<path d="M[^"]*" fill="none" stroke="(#\w+)" [^>]*>/g)];
+  const drawn = curves.filter(([path]) => path.includes("linejoin"));
+  expect(drawn).toHaveLength(3);
+  const [sftL1, sftL2, grpoL2] = drawn.map(([, color]) => color);
+  expect(sftL1).not.toBe(sftL2);
+  expect(grpoL2).toBe(sftL2);
+  expect(drawn.map(([path]) => path.includes("stroke-dasharray"))).toEqual([true, true, false]);
+});
+
 test("a run without any metrics still gives a picture", () => {
   expect(runPlot({ empty: [] }, "nothing")).toContain("</svg>");
 });

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { comparisonTable, type EvalResults, evalTable, summarize } from "../../src/eval/report.ts";
+import { type EvalResults, evalTable, summarize } from "../../src/eval/report.ts";
 
 const results: EvalResults = {
   L1: { correct: 8, n: 10, parts: {}, skipped: 0 },
@@ -20,16 +20,6 @@ test("the table has a row per level and per part, aligned", () => {
     "  domain Hobbies      2/7    28.6 %   8.2 - 64.1 %",
     "  domain Work         1/5    20.0 %   3.6 - 62.4 %",
     "  skipped               2",
-  ]);
-});
-
-test("models side by side, with a dash where a model was not evaluated", () => {
-  const table = comparisonTable({ vanilla: { L1: results.L1! }, GRPO: results });
-  expect(table.split("\n")).toEqual([
-    "model               L1             L3",
-    "-------  -------------  -------------",
-    "vanilla  80.0 % (8/10)              -",
-    "GRPO     80.0 % (8/10)  25.0 % (3/12)",
   ]);
 });
 

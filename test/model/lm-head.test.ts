@@ -4,6 +4,7 @@ import { expect, test } from "vitest";
 import { ChunkedLogprobs } from "../../src/model/lm-head.ts";
 import { backward, enableGrad } from "../../src/torch/autograd.ts";
 import {
+  cast,
   detach,
   exp,
   gather,
@@ -53,6 +54,22 @@ test.each([1, 4, 7, 100])("chunks of %s rows", (chunkRows) => {
     );
     expect(relativeError((head.grad as Tensor).toNumbers(), dHead)).toBeLessThan(1e-13);
     head.setGrad(null);
+  });
+});
+
+test("bfloat16 logits are normalised in float32", () => {
+  scope(() => {
+    using generator = new Generator(2);
+    const half = (shape: number[]) => cast(randn(shape, { generator }), "bfloat16");
+    const [hidden, head] = [half([5, 6]), half([9, 6])];
+    const ids = fromArray([0, 8, 3, 1, 2], [5], { dtype: "int64" });
+    const exact = logSoftmax(cast(linear(hidden, head), "float64"), 1);
+    using ours = new ChunkedLogprobs(hidden, head, ids, { backward: false });
+    for (const values of [ours.logprobs, ours.entropy]) expect(values.dtype).toBe("float32");
+    expect(relativeError(ours.logprobs.toNumbers(), gather(exact, 1, unsqueeze(ids, 1)).toNumbers())).toBeLessThan(
+      1e-6,
+    );
+    expect(relativeError(ours.entropy.toNumbers(), neg(sum(mul(exp(exact), exact), 1)).toNumbers())).toBeLessThan(1e-6);
   });
 });
 

@@ -1,7 +1,6 @@
 import {
   appendFileSync,
   cpSync,
-  existsSync,
   mkdirSync,
   readdirSync,
   readFileSync,
@@ -90,14 +89,23 @@ test.each([
 
 test("what a killed process left under the hidden name is no checkpoint and is removed by the next save", async () => {
   const run = copyRun("hidden");
-  const hidden = path.join(run, ".checkpoint-4.tmp");
-  mkdirSync(hidden);
-  appendFileSync(path.join(hidden, "state.json"), "{");
+  for (const step of [1, 4, 7]) {
+    const hidden = path.join(run, `.checkpoint-${step}.tmp`);
+    mkdirSync(hidden);
+    appendFileSync(path.join(hidden, "state.json"), "{");
+  }
   expect(latestCheckpoint(run)).toBe(path.join(run, "checkpoint-3"));
   const config = tinyConfig(world, "hidden", { trainer: { steps: 4, saveEvery: 1, keepLast: 1, questionsPerStep: 2 } });
   await trainSft(config, { resume: true });
-  expect(existsSync(hidden)).toBe(false);
   expect(readdirSync(run).filter((name) => name.includes("checkpoint"))).toEqual(["checkpoint-4"]);
+});
+
+test("a damaged checkpoint does not count among those that are kept", async () => {
+  const run = copyRun("kept");
+  rmSync(path.join(run, "checkpoint-3", "manifest.json"));
+  const config = tinyConfig(world, "kept", { trainer: { steps: 4, saveEvery: 2, keepLast: 2, questionsPerStep: 2 } });
+  await trainSft(config, { resume: true });
+  expect(readdirSync(run)).toEqual(expect.arrayContaining(["checkpoint-2", "checkpoint-4"]));
 });
 
 test("no checkpoints: nothing to resume from", () => {

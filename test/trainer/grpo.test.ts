@@ -1,12 +1,14 @@
-import { cpSync, existsSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
 import { CheckpointError, NumericsError } from "../../src/errors.ts";
+import { SafetensorsFile } from "../../src/model/safetensors.ts";
+import { scope } from "../../src/torch/scope.ts";
 import { openModel } from "../../src/trainer/assemble.ts";
 import { trainGrpo } from "../../src/trainer/grpo.ts";
-import { readMetrics } from "../../src/trainer/run-folder.ts";
+import { type CompletionRecord, readMetrics } from "../../src/trainer/run-folder.ts";
 import type { Progress } from "../../src/trainer/training-loop.ts";
 import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
@@ -42,7 +44,7 @@ test("a run reports every step, writes completions, evaluates, and exports", asy
         "reward/mean reward/std reward/e reward/zero_std_frac loss/policy loss/kl loss/entropy loss/total grad/norm " +
         "optimizer/learning_rate rollout/length_mean rollout/truncated_frac rollout/tokens_per_s rollout/logprob_gap_mean " +
         "rollout/logprob_gap_max data/bad_samples time/data_s time/rollout_s time/reward_s time/reference_s time/update_s " +
-        "time/step_s memory/live_tensors"
+        "time/step_s memory/live_tensors memory/peak_gib"
       ).split(" "),
     ),
   );
@@ -95,6 +97,90 @@ test("bfloat16 weights with their low bits resume bit for bit too", async () => 
     rmSync(path.join(resumed.runDir, later), { recursive: true });
   await trainGrpo(resumed, { resume: true });
   expect(metricsOf(resumed).map(deterministic)).toEqual(metricsOf(straight).map(deterministic));
+  for (const file of ["final/model.safetensors", "checkpoint-3/optimizer.safetensors"]) {
+    const [a, b] = [straight, resumed].map(({ runDir }) => readFileSync(path.join(runDir, file)));
+    expect(a?.equals(b as Buffer), file).toBe(true);
+  }
+});
+
+test("a question that comes again is answered with new draws, also by a policy that has not moved", async () => {
+  const config = tinyConfig(world, "again", {
+    data: { train: [{ file: world.questions, format: "generic", limit: 1 }], workers: 1, cacheGib: 0 },
+    trainer: { questionsPerStep: 1, steps: 2 },
+    optimizer: { learningRate: 1e-30 },
+  });
+  await trainGrpo(config);
+  const lines = readFileSync(path.join(config.runDir, "completions.jsonl"), "utf8").trim().split("\n");
+  const [first, second] = lines.map((line) => JSON.parse(line)) as [CompletionRecord, CompletionRecord];
+  expect(second.sample_id).toBe(first.sample_id);
+  for (const [i, text] of first.completions.entries()) expect(second.completions[i]).not.toBe(text);
+});
+
+test("later updates from a batch are measured against the policy before the first, and clipped", async () => {
+  const run = async (iterations: number, epsilon: number) => {
+    const config = tinyConfig(world, `iterations ${iterations} ${epsilon}`, {
+      rollout: { groupSize: 8, maxNewTokens: 12 },
+      trainer: { questionsPerStep: 4, steps: 2, klCoef: 0, iterations, epsLow: epsilon, epsHigh: epsilon },
+      optimizer: { learningRate: 5e-3, schedule: "linear" },
+    });
+    await trainGrpo(config);
+    const [first] = metricsOf(config);
+    return first as Record<string, number>;
+  };
+  const clipped = (line: Record<string, number>) => [line["loss/clip_low_frac"], line["loss/clip_high_frac"]];
+  const once = await run(1, 0.2);
+  expect(once["loss/policy"]).toBeCloseTo(0, 6); // -mean(A), whatever was learnt
+  expect(clipped(once)).toEqual([0, 0]);
+  // The same batch again: the surrogate has grown, since the policy moved towards what earned more.
+  const twice = await run(2, 0.2);
+  expect(twice["reward/mean"]).toBe(once["reward/mean"]);
+  expect(twice["loss/policy"]).toBeLessThan(-1e-3);
+  const thrice = await run(3, 1e-3);
+  for (const share of clipped(thrice)) expect(share).toBeGreaterThan(0.05);
+  // The rate falls with every update, over as many as the whole run makes.
+  const rates = [once, twice, thrice].map((line) => line["optimizer/learning_rate"] as number);
+  for (const [i, share] of [1, 3 / 4, 4 / 6].entries()) expect(rates[i]).toBeCloseTo(5e-3 * share, 9);
+});
+
+test("recomputed layers make the same run bit for bit; a frozen vision tower stays as it was", async () => {
+  const run = async (name: string, knobs: object) => {
+    const config = tinyConfig(world, name, {
+      model: { path: world.model, init: "random", ...knobs },
+      trainer: { questionsPerStep: 2, steps: 2 },
+      optimizer: { learningRate: 1e-3, weightDecay: 0.1 },
+    });
+    await trainGrpo(config);
+    using weights = new SafetensorsFile(path.join(config.runDir, "final/model.safetensors"));
+    using state = new SafetensorsFile(path.join(config.runDir, "checkpoint-2/optimizer.safetensors"));
+    const values = scope(() => weights.names().map((tensor) => [tensor, weights.tensor(tensor).toNumbers()] as const));
+    return { lines: metricsOf(config).map(deterministic), weights: new Map(values), state: state.names(), config };
+  };
+  const kept = await run("kept", { recompute: "none" });
+  const recomputed = await run("recomputed", { recompute: "layer" });
+  expect(recomputed.lines).toEqual(kept.lines);
+  expect(recomputed.weights).toEqual(kept.weights);
+
+  const frozen = await run("frozen", { freezeVision: true });
+  expect(frozen.state.filter((name) => name.startsWith("visual."))).toEqual([]);
+  using start = openModel(kept.config);
+  for (const { parts, tensor } of start.parameters) {
+    if (parts.length > 1) continue;
+    const before = tensor.toNumbers();
+    const isTower = parts[0]?.name.startsWith("visual.");
+    const unmoved = (values: number[] | undefined) => values?.every((value, i) => value === before[i]);
+    expect(unmoved(frozen.weights.get(parts[0]?.name as string)), parts[0]?.name).toBe(isTower);
+    expect(unmoved(kept.weights.get(parts[0]?.name as string)), parts[0]?.name).toBe(false);
+  }
+});
+
+test("a training record without a gold answer is refused before a folder is touched: accuracy would be 0 for ever", async () => {
+  const file = path.join(world.folder, "no-answer.jsonl");
+  const prompt = [{ role: "user", content: "Which colour?" }];
+  writeFileSync(file, `${JSON.stringify({ sample_id: 1, prompt, response: "red, no tags" })}\n`);
+  const data = { train: [{ file, format: "seed-bench-r1-sft" }], workers: 1, cacheGib: 0 };
+  const config = tinyConfig(world, "no answer", { data, rewards: [{ name: "accuracy" }] });
+  await expect(trainGrpo(config)).rejects.toThrow(/no-answer\.jsonl:1 .*has no gold answer/);
+  expect(readdirSync(config.runDir)).toEqual([]);
 });
 
 test("resuming a finished run changes nothing", async () => {

@@ -1,18 +1,20 @@
 import { rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { Config } from "../../src/config/schema.ts";
 import { Tokenizer } from "../../src/data/tokenizer.ts";
 import { DataError, NumericsError } from "../../src/errors.ts";
 import { PrefillPlan } from "../../src/model/attention.ts";
 import { mediaOf, packGroups } from "../../src/model/packed.ts";
 import type { Qwen2VL } from "../../src/model/qwen2vl/model.ts";
-import { fill_, gather, logSoftmax, reshape, slice } from "../../src/torch/ops.ts";
+import { fill_, full, gather, logSoftmax, reshape, slice } from "../../src/torch/ops.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray } from "../../src/torch/tensor.ts";
 import { openModel } from "../../src/trainer/assemble.ts";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
-import { closeSession, loadPrompts, openSession } from "../../src/trainer/session.ts";
+import { closeSession, loadPrompts, openSession, type Session } from "../../src/trainer/session.ts";
 import { responseIds, trainSft } from "../../src/trainer/sft.ts";
+import type { TrainHooks } from "../../src/trainer/training-loop.ts";
 import type { Prompt } from "../../src/types.ts";
 import { fakeSample } from "./fakes.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
@@ -63,12 +65,27 @@ function plainCrossEntropy(model: Qwen2VL, prompts: Prompt[], labels: Int32Array
   return sum / labels.reduce((total, ids) => total + ids.length, 0);
 }
 
-test("the loss of the first step is a plain cross entropy over the response tokens, however they are packed", async () => {
+/** Norm of the gradient of the mean over all labels, a record at a time. */
+function gradNorm({ model, optimizer }: Session, prompts: Prompt[], labels: Int32Array[]): number {
+  const tokens = labels.reduce((total, ids) => total + ids.length, 0);
+  optimizer.zeroGrad();
+  for (const [i, prompt] of prompts.entries()) {
+    scope(() => {
+      using pass = model.pass(packGroups([{ prompt, completions: [labels[i] as Int32Array] }]), { grad: true });
+      pass.backward(full(pass.logprobs.shape, -1 / tokens));
+    });
+  }
+  using norm = optimizer.gradNorm();
+  return norm.item();
+}
+
+test("loss and gradient of the first step are those of a plain cross entropy over the response tokens, however they are packed", async () => {
   const config = tinyConfig(world, "plain", { trainer: { questionsPerStep: 5, steps: 1 } });
   const session = await openSession(config, {}, "sft");
   const prompts = await loadPrompts(session, 0);
   const labels = prompts.map(({ sample }) => responseIds(sample, session.processor.tokenizer));
   const expected = plainCrossEntropy(session.model, prompts, labels);
+  const norm = gradNorm(session, prompts, labels);
   await closeSession(session);
   for (const tokensPerPack of [1, 400, 100_000]) {
     const packed = tinyConfig(world, `packed ${tokensPerPack}`, {
@@ -77,6 +94,7 @@ test("the loss of the first step is a plain cross entropy over the response toke
     const { runDir } = await trainSft(packed);
     const [line] = metricsOf(runDir);
     expect(line?.["loss/sft"]).toBeCloseTo(expected, 5);
+    expect((line?.["grad/norm"] as number) / norm).toBeCloseTo(1, 4);
     expect(line?.["data/response_tokens"]).toBe(labels.reduce((total, ids) => total + ids.length, 0));
   }
 });
@@ -94,6 +112,21 @@ test("a few steps learn the few answers there are", async () => {
   );
 });
 
+test("bfloat16 on the CPU, gradients added up over many packs, follows float32 in one", async () => {
+  const losses = async (dtype: Config["dtype"], tokensPerPack: number) => {
+    const config = tinyConfig(world, `${dtype} ${tokensPerPack}`, {
+      trainer: { questionsPerStep: 8, steps: 12, saveEvery: 0, tokensPerPack },
+      optimizer: { learningRate: 5e-3 },
+    });
+    return metricsOf((await trainSft({ ...config, dtype })).runDir).map((line) => line["loss/sft"] as number);
+  };
+  const exact = await losses("float32", 100_000);
+  const half = await losses("bfloat16", 1); // a pack per record
+  expect(exact.at(-1)).toBeLessThan(0.8 * (exact[0] as number));
+  for (const [i, loss] of half.entries())
+    expect(Math.abs(loss / (exact[i] as number) - 1), `step ${i}`).toBeLessThan(0.02);
+});
+
 test("a bad sample is counted and left out where the config says skip, and stops the run where it does not", async () => {
   const file = path.join(world.folder, "bad.jsonl");
   const record = { question: "Which colour?", options: ["red", "blue"], answer: "red", response: "red" };
@@ -102,13 +135,17 @@ test("a bad sample is counted and left out where the config says skip, and stops
   );
   writeFileSync(file, `${lines.join("\n")}\n`);
   const data = { train: [{ file, format: "generic" }], workers: 1, cacheGib: 0 };
-  const trainer = { questionsPerStep: 3, steps: 2 };
+  const trainer = { questionsPerStep: 3, steps: 2, saveEvery: 1 };
   const skipping = tinyConfig(world, "skip", { data: { ...data, onBadSample: "skip" }, trainer });
-  const metrics = metricsOf((await trainSft(skipping)).runDir);
-  expect(metrics.map((line) => [line["data/records"], line["data/bad_samples"]])).toEqual([
+  const counts = async (hooks: TrainHooks) =>
+    metricsOf((await trainSft(skipping, hooks)).runDir).map((line) => [line["data/records"], line["data/bad_samples"]]);
+  const expected = [
     [2, 1],
     [2, 2],
-  ]);
+  ];
+  expect(await counts({})).toEqual(expected);
+  rmSync(path.join(skipping.runDir, "checkpoint-2"), { recursive: true });
+  expect(await counts({ resume: true })).toEqual(expected); // the count goes on from the checkpoint's
   await expect(trainSft(tinyConfig(world, "strict", { data, trainer }))).rejects.toThrow(/bad\.jsonl:2.*missing\.png/s);
 });
 

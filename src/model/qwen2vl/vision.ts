@@ -19,6 +19,7 @@ import {
   split,
   transpose,
 } from "../../torch/ops.ts";
+import { scope } from "../../torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { VisionInput } from "../../types.ts";
 import { type Rope, type RopeTable, rotate } from "../rope.ts";
@@ -48,24 +49,22 @@ export function visionBatch(
   const width = patchWidth(config);
   const merge = config.vision.spatialMergeSize;
   const total = inputs.reduce((sum, { grid: [t, h, w] }) => sum + t * h * w, 0);
-  const pixels = new Float32Array(total * width);
   const positions = new Int32Array(2 * total);
   const runs: VisionBatch["runs"] = [];
   let row = 0;
-  for (const { pixels: own, grid } of inputs) {
+  for (const { pixels, grid } of inputs) {
     const [t, h, w] = grid;
     if (h % merge !== 0 || w % merge !== 0)
       throw new ShapeError("vision", `a grid whose height and width divide by ${merge}`, grid);
-    if (own.length !== t * h * w * width)
-      throw new ShapeError("vision", `${t * h * w} patches of ${width} values for the grid [${grid}]`, [own.length]);
-    pixels.set(own, row * width);
+    if (pixels.length !== t * h * w * width)
+      throw new ShapeError("vision", `${t * h * w} patches of ${width} values for the grid [${grid}]`, [pixels.length]);
     const last = runs.at(-1);
     if (last?.patches === h * w) last.frames += t;
     else runs.push({ frames: t, patches: h * w });
     row = placePatches(grid, merge, positions, row, total);
   }
   return {
-    pixels: fromArray(pixels, [total, width], options),
+    pixels: scope(() => cat(inputs.map(({ pixels }) => fromArray(pixels, [pixels.length / width, width], options)))),
     // rotated in float32 in 16-bit models too, as transformers does it
     rope: rope.table(positions, options.dtype === "float64" ? "float64" : "float32"),
     runs,

@@ -1,0 +1,36 @@
+import { afterEach, expect, test, vi } from "vitest";
+import { DataError } from "../../src/errors.ts";
+import { log } from "../../src/log.ts";
+import { checkGoldAnswers, goldAnswer } from "../../src/reward/gold.ts";
+import type { Sample } from "../../src/types.ts";
+
+afterEach(() => vi.restoreAllMocks());
+
+const sampleOf = (solution: string, line = 1): Sample => ({
+  id: `q${line}`,
+  messages: [],
+  solution,
+  fields: {},
+  source: { file: "chats.jsonl", line },
+});
+
+test("the gold answer is the solution's answer block, or the solution itself where it has no tags", () => {
+  expect(goldAnswer("<think>B</think><answer> C. </answer>")).toBe("C.");
+  expect(goldAnswer(" D\n")).toBe("D");
+  expect(goldAnswer("<answer></answer>")).toBe("");
+});
+
+test.each(["", " \n", "<answer> </answer>"])("a record with the solution %j is refused by name", (solution) => {
+  const samples = [sampleOf("<answer>A.</answer>"), sampleOf(solution, 2)];
+  expect(() => checkGoldAnswers(samples, "L1")).toThrow(DataError);
+  expect(() => checkGoldAnswers(samples, "L1")).toThrow(/chats\.jsonl:2 \(sample q2\): has no gold answer/);
+});
+
+test("answers that are no letter are counted in one warning; letters are not worth a word", () => {
+  const warn = vi.spyOn(log, "warn").mockImplementation(() => {});
+  checkGoldAnswers([sampleOf("<answer>A.</answer>"), sampleOf("B")], "L1");
+  expect(warn).not.toHaveBeenCalled();
+  checkGoldAnswers([sampleOf("C"), sampleOf("<answer>42</answer>"), sampleOf("<answer>Above</answer>")], "open");
+  expect(warn).toHaveBeenCalledTimes(1);
+  expect(warn.mock.calls[0]).toMatchObject([{ set: "open", questions: 2 }, /first characters only/]);
+});
