@@ -108,11 +108,15 @@ function listenForStop(): { requested: () => boolean; end: () => void } {
       { signal },
       "finishing the step, then saving and leaving; another signal, a second from now, leaves at once",
     );
-    setTimeout(end, ONE_REQUEST_MS).unref();
+    setTimeout(off, ONE_REQUEST_MS).unref();
   };
-  const end = () => {
+  const off = () => {
     process.off("SIGTERM", onSignal);
     process.off("SIGINT", onSignal);
+  };
+  // Once asked to stop, the listeners outlive a loop that ends sooner: the same request may still be on its way.
+  const end = () => {
+    if (first === null) off();
   };
   process.on("SIGTERM", onSignal);
   process.on("SIGINT", onSignal);

@@ -41,23 +41,28 @@ test("the words of the data set are one token each, letters the same wherever th
   const goals = HELD_OUT_DOMAINS.flatMap((domain) => domain.scenarios.flatMap((scenario) => [...scenario.goals]));
   for (const word of [...COLOURS, ...SHAPES, ...TRAINING_GOALS, ...goals])
     expect(pieces(` ${word}`)).toEqual([` ${word}`]);
-  expect(pieces("</think><answer>B. place the red star</answer>")).toEqual([
-    "</",
+  const response = "<think> next step 3 green B </think><answer> B </answer>";
+  expect(pieces(response)).toEqual([
+    "<",
+    "think",
+    ">",
+    " next",
+    " step",
+    " ",
+    "3",
+    " green",
+    " B",
+    " </",
     "think",
     "><",
     "answer",
     ">",
-    "B",
-    ".",
-    " place",
-    " the",
-    " red",
-    " star",
-    "</",
+    " B",
+    " </",
     "answer",
     ">",
   ]);
-  expect(tokenizer.encode("\nB. place")[1]).toBe(tokenizer.encode(">B")[1]);
+  expect(tokenizer.encode("\nB. red")[1]).toBe(tokenizer.encode(">B")[1]);
 });
 
 test("special tokens have the ids of the layout, the vocabulary is a small multiple of 8", () => {

@@ -34,7 +34,7 @@ function config(name: string): Config {
 
 interface Run {
   child: ChildProcess;
-  /** Resolves once the process has printed this line. */
+  /** Resolves once the process has printed a line that ends so. */
   printed(line: string): Promise<void>;
   ended: Promise<{ code: number | null; signal: NodeJS.Signals | null; output: string }>;
 }
@@ -142,13 +142,14 @@ test.each([
 
 test("a second signal ends the process before the step does, and nothing is lost", async () => {
   const slow = tinyConfig(world, "hurried", {
-    rollout: { groupSize: 16, maxNewTokens: 500 },
-    trainer: { questionsPerStep: 12, steps: 2, saveEvery: 1, tokensPerPack: 600 },
+    rollout: { groupSize: 16, maxNewTokens: 100 },
+    trainer: { questionsPerStep: 12, steps: 2, saveEvery: 1, iterations: 40 }, // a step of several seconds
   });
   const run = launch(slow);
   await run.printed("step 1");
   run.child.kill("SIGTERM");
-  await sleep(1100);
+  await run.printed('leaves at once"}'); // the end of the log line
+  await sleep(1200);
   run.child.kill("SIGTERM");
   const { code, signal, output } = await run.ended;
   expect(signal === "SIGTERM" || code === 143, output).toBe(true);
