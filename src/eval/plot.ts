@@ -114,6 +114,7 @@ export function plotSvg(panels: readonly Panel[], options: PlotOptions): string 
   const body = panels.map((panel, i) => drawPanel(panel, { ...place, top: 30 + i * height }));
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${30 + panels.length * height}" width="${width}" font-family="Helvetica, Arial, sans-serif" font-size="12">`,
+    `<title>${escapeXml(options.title)}</title>`,
     `<rect width="100%" height="100%" fill="white"/>`,
     text(MARGIN.left, 24, options.title, `font-size="16" font-weight="bold"`),
     ...body,

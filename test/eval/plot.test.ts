@@ -29,6 +29,7 @@ test("a run's plot is well-formed, names its curves and keeps every point inside
   })) as MetricsLine[];
   const svg = runPlot({ grpo: lines }, "Tiny run");
   expect(svg).toContain(">Tiny run</text>");
+  expect(svg).toContain("<title>Tiny run</title>");
   expect(svg).toContain(">L1</text>");
   expect(svg).toContain(">L&lt;2&gt;</text>");
   expect(svg).not.toMatch(/NaN|undefined|Infinity/);
