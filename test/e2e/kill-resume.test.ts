@@ -146,7 +146,8 @@ test("a second signal ends the process before the step does, and nothing is lost
     trainer: { questionsPerStep: 12, steps: 2, saveEvery: 1, iterations: 40 }, // a step of several seconds
   });
   const run = launch(slow);
-  await run.printed("step 1");
+  await run.printed('"msg":"saved"}'); // step 1 is over
+  await sleep(300);
   run.child.kill("SIGTERM");
   await run.printed('leaves at once"}'); // the end of the log line
   await sleep(1200);

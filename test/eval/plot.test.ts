@@ -43,7 +43,7 @@ test("a run's plot is well-formed, names its curves and keeps every point inside
     expect(Number(y)).toBeGreaterThan(0);
     expect(Number(y)).toBeLessThan(height);
   }
-  const opened = [...svg.matchAll(/<([a-z]+)[^>]*[^/]>/g)].map(([, tag]) => tag).sort();
+  const opened = [...svg.matchAll(/<([a-z]+)(?: [^>]*[^/])?>/g)].map(([, tag]) => tag).sort();
   const closed = [...svg.matchAll(/<\/([a-z]+)>/g)].map(([, tag]) => tag).sort();
   expect(opened).toEqual(closed);
 });
