@@ -24,7 +24,11 @@ export class ConfigError extends GroveError {
 
 /** A record of a data set that cannot be used. */
 export class DataError extends GroveError {
-  constructor(where: { file: string; line?: number; sampleId?: string }, problem: string, cause?: unknown) {
+  constructor(
+    where: { file: string; line?: number; sampleId?: string; field?: string },
+    problem: string,
+    cause?: unknown,
+  ) {
     const at = where.line === undefined ? where.file : `${where.file}:${where.line}`;
     const sample = where.sampleId === undefined ? "" : ` (sample ${where.sampleId})`;
     super("DATA", `${at}${sample}: ${problem}`, { ...where }, cause);
@@ -108,6 +112,13 @@ export class NumericsError extends GroveError {
 export class RewardError extends GroveError {
   constructor(name: string, problem: string, details: Record<string, unknown> = {}, cause?: unknown) {
     super("REWARD", `reward "${name}": ${problem}`, { reward: name, ...details }, cause);
+  }
+}
+
+/** A process of ours that shares the work with others and failed. */
+export class ProcessError extends GroveError {
+  constructor(who: string, how: string, output: string) {
+    super("PROCESS", `${who} ${how}; the others were stopped${output === "" ? "" : `\n${output}`}`, { who, how });
   }
 }
 

@@ -4,6 +4,8 @@
 import { realpathSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import yargs, { type Argv } from "yargs";
+import * as checkData from "./check-data.ts";
+import * as compare from "./compare.ts";
 import * as doctor from "./doctor.ts";
 import * as evaluate from "./eval.ts";
 import * as generate from "./generate.ts";
@@ -15,7 +17,7 @@ import { renderError } from "./render-error.ts";
 import * as score from "./score.ts";
 import * as sft from "./sft.ts";
 
-const commands = [grpo, sft, evaluate, generate, score, inspect, makeDataset, doctor, quickstart];
+const commands = [grpo, sft, evaluate, compare, generate, score, inspect, makeDataset, checkData, doctor, quickstart];
 
 /** Names of all commands, in the order of the help text. */
 export const commandNames = commands.map(({ command }) => command);

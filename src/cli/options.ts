@@ -3,6 +3,7 @@
 import type { Argv } from "yargs";
 import { dumpConfig, loadConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
+import type { Stage } from "../trainer/plan.ts";
 
 export interface ConfigFlags {
   config: string[];
@@ -23,7 +24,11 @@ export function withConfigFlags<T>(command: Argv<T>): Argv<T & ConfigFlags> {
     .option("dtype", { type: "string", requiresArg: true, describe: "float32 or bfloat16" })
     .option("seed", { type: "number", requiresArg: true, describe: "Key of every random draw" })
     .option("run-dir", { type: "string", requiresArg: true, describe: "Folder that the run writes to" })
-    .option("dry-run", { type: "boolean", default: false, describe: "Print the resolved config as YAML and stop" })
+    .option("dry-run", {
+      type: "boolean",
+      default: false,
+      describe: "Print the plan, where a command has one, and the resolved config as YAML, and stop",
+    })
     .group(["config", "set", "device", "dtype", "seed", "run-dir", "dry-run"], "Config:") as unknown as Argv<
     T & ConfigFlags
   >;
@@ -46,6 +51,16 @@ export function configToRun(flags: ConfigFlags, base?: { files?: string[]; set?:
   const config = configFrom(flags, base);
   if (!flags.dryRun) return config;
   process.stdout.write(dumpConfig(config));
+  return undefined;
+}
+
+/** As configToRun for the commands that train or evaluate: --dry-run prints their plan too, as comments above the YAML. */
+export async function configOrPlan(flags: ConfigFlags, stage: Stage): Promise<Config | undefined> {
+  const config = configFrom(flags);
+  if (!flags.dryRun) return config;
+  const { planLines } = await import("../trainer/plan-text.ts");
+  const plan = (await planLines(stage, config)).map((line) => `# ${line}\n`);
+  process.stdout.write(plan.join("") + dumpConfig(config));
   return undefined;
 }
 

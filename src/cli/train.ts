@@ -4,7 +4,7 @@ import type { Argv } from "yargs";
 import { requireData } from "../config/check.ts";
 import type { Config } from "../config/schema.ts";
 import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
-import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
+import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
 export interface TrainFlags extends ConfigFlags {
@@ -24,11 +24,11 @@ export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
 
 /** Runs a training command from its flags. Returns normally when a signal stopped the run, which has then been saved. */
 export async function runTraining(
-  label: string,
+  label: "grpo" | "sft",
   flags: TrainFlags,
   train: (config: Config, hooks: TrainHooks) => Promise<TrainResult>,
 ): Promise<void> {
-  const config = configToRun(flags);
+  const config = await configOrPlan(flags, label);
   if (config === undefined) return;
   requireData(config, "train");
   const progress = new Progress();

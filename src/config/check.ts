@@ -8,7 +8,7 @@ export interface Problem {
   problem: string;
 }
 
-const BUILT_IN_REWARDS = ["accuracy", "format"];
+const BUILT_IN_REWARDS = ["accuracy", "format", "math"];
 
 /** Every contradiction in a config that is valid knob by knob; empty when there is none. */
 export function checkConfig(config: Config): Problem[] {

@@ -9,16 +9,23 @@ const positive = () => z.number().int().positive();
 const fraction = () => z.number().min(0).max(1);
 
 const dataSource = z.strictObject({
-  file: z.string().meta({ description: "JSONL file of records." }),
+  file: z.string().meta({ description: "File of records: JSON lines, or for longvideobench a JSON list." }),
   mediaRoot: z
     .string()
     .optional()
     .meta({ description: "Folder that media paths are relative to; default: the file's folder." }),
-  format: z.enum(["seed-bench-r1", "seed-bench-r1-sft", "generic"]).meta({
+  format: z.enum(["seed-bench-r1", "seed-bench-r1-sft", "longvideobench", "generic", "chat"]).meta({
     description:
-      "Record layout: the seed's questions (training and validation), the seed's SFT records with a chain of thought, or plain records with question, options, answer, video, image.",
+      "Record layout: the seed's questions (training and validation), the seed's SFT records with a chain of thought, LongVideoBench's list, plain records with question, options, answer, video, image, or chats with messages.",
   }),
   limit: positive().optional().meta({ description: "Use only the first n records." }),
+});
+
+const evalSource = dataSource.extend({
+  benchmark: z.enum(["seed-bench-r1-L1", "seed-bench-r1-L2", "seed-bench-r1-L3", "longvideobench"]).optional().meta({
+    description:
+      "The published benchmark these questions are, whole and unchanged: its published figures are then printed beside the results.",
+  }),
 });
 
 const model = z.strictObject({
@@ -38,7 +45,7 @@ const model = z.strictObject({
 const data = z.strictObject({
   train: z.array(dataSource).default([]).meta({ description: "Training questions; several files are joined." }),
   eval: z
-    .record(z.string(), dataSource)
+    .record(z.string(), evalSource)
     .default({})
     .meta({ description: "Evaluation sets by level, e.g. L1, L2, L3." }),
   fps: z.number().positive().default(2).meta({ description: "Frames sampled per second of video [seed]." }),
@@ -61,12 +68,9 @@ const data = z.strictObject({
     .enum(["error", "skip"])
     .default("error")
     .meta({ description: "A broken video or record stops the run, or is counted, logged and skipped." }),
-  maxBadSamples: z
-    .number()
-    .int()
-    .nonnegative()
-    .default(100)
-    .meta({ description: "With skip: more bad samples than this stop the run." }),
+  maxBadSamples: z.number().int().nonnegative().default(100).meta({
+    description: "With skip: more bad samples than this, in all sets of a run and over its resumes, stop it.",
+  }),
   workers: z.number().int().positive().default(2).meta({ description: "Threads that decode and resize media." }),
   prefetch: z.number().int().nonnegative().default(2).meta({ description: "Steps whose prompts are prepared ahead." }),
   cacheDir: z.string().default("cache/frames").meta({ description: "Folder of decoded frames (uint8)." }),
@@ -90,8 +94,24 @@ const rollout = z.strictObject({
   maxConcurrent: positive().default(256).meta({ description: "Most completions decoded at the same time." }),
 });
 
+/** Quirks of the seed's code, for runs that must be compared with its figures. docs/seed-bench-r1.md says what each one does. */
+const compat = z.strictObject({
+  hiddenTopK: z.boolean().default(false).meta({
+    description:
+      "Rollouts draw among the 50 likeliest tokens, or fewer where rollout.topK says so, while the loss scores the whole distribution [seed: by Hugging Face's hidden default]. Sets rollout.topK.",
+  }),
+  unmaskedSecondEos: z.boolean().default(false).meta({
+    description:
+      "A completion that ends by another end token than the first (Qwen2-VL: 151643, not 151645) counts in the loss up to the longest completion of its group, filled up with the pad token [seed: its mask knows the first end token only].",
+  }),
+  firstLetterReward: z.boolean().default(false).meta({
+    description:
+      "Accuracy compares the first character of the first answer block with the gold letter, so that Above counts as A [seed].",
+  }),
+});
+
 const rewardFunction = z.strictObject({
-  name: z.string().meta({ description: "accuracy, format, or any name for a module of your own." }),
+  name: z.string().meta({ description: "accuracy, format, math, or any name for a module of your own." }),
   path: z
     .string()
     .optional()
@@ -202,6 +222,10 @@ const optimizer = z.strictObject({
 });
 
 const evaluation = z.strictObject({
+  reward: z
+    .enum(["accuracy", "math"])
+    .default("accuracy")
+    .meta({ description: "What an answer counts as right by: a built-in reward, 1 or 0 [seed: accuracy]." }),
   maxNewTokens: positive().default(256).meta({ description: "Longest answer in tokens [seed: 256]." }),
   greedy: z
     .boolean()
@@ -254,7 +278,11 @@ const tinyModel = z.strictObject({
   visionHeads: positive().default(2).meta({ description: "Heads of the vision tower." }),
 });
 
-export const configSchema = z.strictObject({
+/** The seed leaves top_k unset, and transformers' default fills in this. */
+const HIDDEN_TOP_K = 50;
+
+/** A plain object of every knob; what compat switches imply is written into the knobs they stand for, so that the resolved config shows it. */
+const knobs = z.strictObject({
   seed: z.number().int().nonnegative().default(42).meta({ description: "Key of every random draw [seed: 42]." }),
   device: z
     .string()
@@ -281,8 +309,15 @@ export const configSchema = z.strictObject({
   trainer: trainer.prefault({}),
   optimizer: optimizer.prefault({}),
   eval: evaluation.prefault({}),
+  compat: compat.prefault({}),
   rendered: rendered.prefault({}),
   tinyModel: tinyModel.prefault({}),
+});
+
+export const configSchema = knobs.overwrite((config) => {
+  const { topK } = config.rollout;
+  if (!config.compat.hiddenTopK || (topK > 0 && topK <= HIDDEN_TOP_K)) return config;
+  return { ...config, rollout: { ...config.rollout, topK: HIDDEN_TOP_K } };
 });
 
 export type Config = z.infer<typeof configSchema>;

@@ -7,41 +7,58 @@ import type { DataLog, DataOptions } from "./options.ts";
 /** So many skipped samples are logged one by one; the rest is only counted. */
 const LOGGED = 20;
 
+/**
+ * The bad samples of one run, whoever meets them: training records, their media, evaluation records. A sample counts once, however often it is
+ * read; known by its file and line, so that the count goes on where a resumed run reads the same files again.
+ */
 export class BadSamples {
-  #count = 0;
+  readonly #known: Set<string>;
   readonly #onBadSample: DataOptions["onBadSample"];
   readonly #limit: number;
   readonly #log: DataLog;
 
-  constructor(options: Pick<DataOptions, "onBadSample" | "maxBadSamples">, log: DataLog = processLog) {
+  /** @param known what `known` gave in the session before */
+  constructor(
+    options: Pick<DataOptions, "onBadSample" | "maxBadSamples">,
+    log: DataLog = processLog,
+    known: readonly string[] = [],
+  ) {
+    this.#known = new Set(known);
     this.#onBadSample = options.onBadSample;
     this.#limit = options.maxBadSamples;
     this.#log = log;
   }
 
   get count(): number {
-    return this.#count;
+    return this.#known.size;
+  }
+
+  /** Every bad sample so far, as `file:line`. */
+  get known(): string[] {
+    return [...this.#known];
   }
 
   /**
-   * Counts a skip, or throws: with onBadSample "error" the error itself, wrapped so that it names file, line and sample; with "skip" one
+   * Counts a skip (of a sample that is not known yet), or throws: with onBadSample "error" the error itself, wrapped so that it names file, line and sample; with "skip" one
    * that says the limit is passed. Errors that are not about data (a bug, no ffmpeg) are always thrown.
    */
   report(where: { file: string; line: number; sampleId?: string }, error: unknown): void {
     if (!isAboutData(error)) throw error;
     const located = locate(where, error);
     if (this.#onBadSample === "error") throw located;
-    this.#count++;
-    if (this.#count > this.#limit) {
+    const name = `${where.file}:${where.line}`;
+    if (this.#known.has(name)) return;
+    if (this.count + 1 > this.#limit) {
       throw new DataError(
         where,
-        `${this.#count} samples were unusable, data.maxBadSamples is ${this.#limit}; the last: ${error.message}`,
+        `${this.count + 1} samples were unusable, data.maxBadSamples is ${this.#limit}; the last: ${error.message}`,
         error,
       );
     }
-    if (this.#count <= LOGGED) {
-      const last = this.#count === LOGGED ? " (further ones are counted without a message)" : "";
-      this.#log.warn({ ...where, code: error.code, bad: this.#count }, `skipped a sample${last}: ${error.message}`);
+    this.#known.add(name);
+    if (this.count <= LOGGED) {
+      const last = this.count === LOGGED ? " (further ones are counted without a message)" : "";
+      this.#log.warn({ ...where, code: error.code, bad: this.count }, `skipped a sample${last}: ${error.message}`);
     }
   }
 }

@@ -54,7 +54,7 @@ export class Fields {
   fail(name: string, expected: string): never {
     const value = this.record[name];
     const got = value === undefined ? "it is missing" : `got ${JSON.stringify(value)?.slice(0, 80)}`;
-    throw this.error(`field "${name}" must be ${expected}, ${got}`);
+    throw new DataError({ ...this.#where, field: name }, `field "${name}" must be ${expected}, ${got}`);
   }
 
   error(problem: string): DataError {

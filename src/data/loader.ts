@@ -17,6 +17,8 @@ export interface PromptLoaderOptions {
   processor: Processor;
   config: DataOptions;
   log?: DataLog;
+  /** Counts bad samples together with others of the same run; default: a count of the loader's own. */
+  bad?: BadSamples;
   /** Default 1 GiB. */
   memoryBytes?: number;
 }
@@ -31,16 +33,16 @@ export class PromptLoader {
   readonly #ready = new Map<string, Prompt>();
   #readyBytes = 0;
   readonly #pending = new Map<string, Promise<Prompt>>();
-  /** Samples that failed; `counted` once a caller has asked for them. */
-  readonly #failed = new Map<string, { error: unknown; counted: boolean }>();
+  /** Samples that failed, and why. */
+  readonly #failed = new Map<string, { error: unknown }>();
   #ahead: Sample[] = [];
   #running = 0;
 
-  constructor({ processor, config, log, memoryBytes = MEMORY_BYTES }: PromptLoaderOptions) {
+  constructor({ processor, config, log, bad, memoryBytes = MEMORY_BYTES }: PromptLoaderOptions) {
     this.#processor = processor;
     this.#config = config;
     this.#pool = new MediaPool(config.workers);
-    this.#bad = new BadSamples(config, log);
+    this.#bad = bad ?? new BadSamples(config, log);
     this.#memoryBytes = memoryBytes;
   }
 
@@ -68,10 +70,7 @@ export class PromptLoader {
       if (failed !== undefined) throw failed.error;
       return await this.#start(sample);
     } catch (error) {
-      const failed = this.#failed.get(key);
-      if (failed?.counted) return null;
       this.#bad.report({ ...sample.source, sampleId: sample.id }, error);
-      if (failed !== undefined) failed.counted = true;
       return null;
     }
   }
@@ -119,7 +118,7 @@ export class PromptLoader {
           return prompt;
         })
         .catch((error) => {
-          this.#failed.set(key, { error, counted: false });
+          this.#failed.set(key, { error });
           throw error;
         })
         .finally(() => this.#pending.delete(key));

@@ -3,6 +3,7 @@
 import path from "node:path";
 import { requireData } from "../config/check.ts";
 import type { Config } from "../config/schema.ts";
+import { BadSamples } from "../data/bad-samples.ts";
 import { readDataset } from "../data/datasets.ts";
 import { PromptLoader } from "../data/loader.ts";
 import { Processor } from "../data/processor.ts";
@@ -36,10 +37,11 @@ export interface Pipeline {
   close(): Promise<void>;
 }
 
-export async function openPipeline(config: Config, model: Qwen2VL): Promise<Pipeline> {
+/** @param bad counts bad samples together with others of the same run */
+export async function openPipeline(config: Config, model: Qwen2VL, bad?: BadSamples): Promise<Pipeline> {
   const processor = await Processor.load(config.model.path, config.data);
   const sampler = new Sampler({ model, tokenizer: processor.tokenizer, config: config.rollout });
-  const loader = new PromptLoader({ processor, config: config.data });
+  const loader = new PromptLoader({ processor, config: config.data, ...(bad && { bad }) });
   const close = async () => {
     sampler[Symbol.dispose]();
     await loader.close();
@@ -51,13 +53,12 @@ export async function openPipeline(config: Config, model: Qwen2VL): Promise<Pipe
  * The training data: the files of data.train one after the other, options shuffled with the run's seed. An id that occurs in two files
  * gets the later file's name appended, so that ids stay unique.
  */
-export async function readTrainingData(config: Config): Promise<Sample[]> {
+export async function readTrainingData(config: Config, bad = new BadSamples(config.data)): Promise<Sample[]> {
   requireData(config, "train");
-  const { train, onBadSample, maxBadSamples } = config.data;
   const seen = new Set<string>();
   const samples: Sample[] = [];
-  for (const source of train) {
-    const options = { seed: config.seed, shuffleOptions: true, onBadSample, maxBadSamples };
+  for (const source of config.data.train) {
+    const options = { seed: config.seed, shuffleOptions: true, bad };
     for (const sample of await readDataset(source, options)) {
       const id = seen.has(sample.id) ? `${sample.id}@${path.basename(source.file)}` : sample.id;
       seen.add(id);
@@ -65,11 +66,6 @@ export async function readTrainingData(config: Config): Promise<Sample[]> {
     }
   }
   return samples;
-}
-
-/** Steps of a run: trainer.steps, or as many as trainer.epochs over the data take. */
-export function totalSteps({ trainer }: Config, datasetSize: number): number {
-  return trainer.steps ?? Math.max(1, Math.ceil((trainer.epochs * datasetSize) / trainer.questionsPerStep));
 }
 
 /** Selects the CUDA device and the number of CPU threads of the process. */

@@ -3,7 +3,7 @@
 import type { Config } from "../config/schema.ts";
 import { invariant } from "../errors.ts";
 import { type Packed, type PackedGroup, packGroups } from "../model/packed.ts";
-import type { RolloutGroup } from "../types.ts";
+import type { Completion, RolloutGroup } from "../types.ts";
 
 /** One forward and backward pass. The arrays run over its completion tokens (Tc), in the order of `packed.targets`. */
 export interface TrainPack {
@@ -11,7 +11,7 @@ export interface TrainPack {
   /** Share of each token in the loss of the whole batch; over all packs they sum to 1. */
   weights: Float32Array; // [Tc]
   advantages: Float32Array; // [Tc]
-  /** What the sampler said, untempered, nats. */
+  /** What the sampler said, untempered, nats; NaN for padding that counts (compat.unmaskedSecondEos). */
   samplerLogprobs: Float32Array; // [Tc]
   sampleIds: string[];
 }
@@ -52,6 +52,31 @@ export function packBatch(groups: readonly RolloutGroup[], config: Config["train
       start = end;
     }
     return pack;
+  });
+}
+
+/**
+ * The groups as the seed's loss sees them. Its mask of a right-padded row [G, longest completion] ends at the row's first `first` token; a row
+ * that ends by another end token has none, so that end token and all padding behind it count: in the loss, in the KL penalty, and in the number of
+ * tokens that a sequence's mean is taken over. Such completions are filled up with `pad`; the sampler said nothing of these tokens (NaN).
+ * Texts and rewards are not touched.
+ */
+export function unmaskSecondEos(
+  groups: readonly RolloutGroup[],
+  { first, pad }: { first: number; pad: number },
+): RolloutGroup[] {
+  return groups.map((group) => {
+    const longest = Math.max(...group.completions.map(({ ids }) => ids.length));
+    const completions = group.completions.map((completion): Completion => {
+      const { ids, logprobs } = completion;
+      if (completion.finish !== "stop" || ids.at(-1) === first || ids.length === longest) return completion;
+      const filled = new Int32Array(longest).fill(pad);
+      filled.set(ids);
+      const said = new Float32Array(longest).fill(Number.NaN);
+      said.set(logprobs);
+      return { ...completion, ids: filled, logprobs: said };
+    });
+    return { ...group, completions };
   });
 }
 

@@ -39,8 +39,10 @@ export interface TrainState {
   step: number;
   /** Optimizer updates made; more than steps where a batch is used several times. */
   updates: number;
-  /** Bad samples met so far. */
+  /** Times that a bad sample was left out of a step. */
   badSamples: number;
+  /** The bad samples of all sessions, as file:line; absent in checkpoints of older versions. */
+  badRecords?: string[];
   /** Fingerprint of the weights before the first step: those of the reference policy. */
   start: string;
   config: Config;

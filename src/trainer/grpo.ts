@@ -7,11 +7,14 @@
  *   loss         = sum_t w_t (-min(rho_t A_i, clip(rho_t) A_i) + klCoef (exp(d_t) - d_t - 1)),   w_t: the token's share in the batch
  *   theta        <- AdamW(theta, gradient of the loss, scaled down to norm maxGradNorm)
  *
- * Paper: DeepSeekMath arXiv:2402.03300, section 4.1. The recipe is TencentARC/SEED-Bench-R1's; it departs from that code in these points:
+ * Paper: DeepSeekMath arXiv:2402.03300, section 4.1. The recipe is TencentARC/SEED-Bench-R1's; it departs from that code in these points
+ * (docs/seed-bench-r1.md has all of them and the reasons):
  *   - a group's prompt is computed once, in rollout, reference and update (trainer.sharedPrefix: false takes the plain path);
- *   - tokens are drawn from the whole distribution the loss is computed with (there: among the 50 likeliest);
- *   - log-probabilities are float32 (there: bfloat16); a completion ends at either end token, and its padding never counts;
- *   - option order, data order and every draw are functions of the seed, so a run can be stopped, resumed and repeated.
+ *   - log-probabilities are float32 (there: bfloat16);
+ *   - option order, data order and every draw are functions of the seed, so a run can be stopped, resumed and repeated;
+ *   - unless compat.hiddenTopK: tokens are drawn from the whole distribution that the loss scores (there: among the 50 likeliest);
+ *   - unless compat.unmaskedSecondEos: a completion ends at either end token, and padding never counts (there: behind the second one it does);
+ *   - unless compat.firstLetterReward: the answer's letter must stand by itself (there: its first character decides).
  *
  * Launch: npm run grpo -- --config configs/<file>.yaml
  */
@@ -28,7 +31,7 @@ import { fromArray, type Tensor } from "../torch/tensor.ts";
 import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
 import { assignAdvantages } from "./advantage.ts";
 import { deviceOf } from "./assemble.ts";
-import { packBatch, type TrainPack } from "./batch.ts";
+import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
 import { grpoLoss, lossMetrics, readTogether } from "./loss.ts";
 import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metrics.ts";
 import { learningRate } from "./schedule.ts";
@@ -63,7 +66,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
   const uniformMetrics = assignAdvantages(groups, trainer.advantageEps);
 
-  const packs = packBatch(groups, trainer);
+  const packs = packBatch(asScored(run, groups), trainer);
   const references = await watch.time("reference", () => referenceLogprobs(run, packs)); // [Tc] per pack
   const oldLogprobs: Tensor[] = []; // [Tc] per pack, filled by the first update
   let update: Metrics = {};
@@ -104,6 +107,14 @@ function rollout(run: GrpoRun, prompts: Prompt[], step: number): RolloutGroup[] 
     seed: run.config.seed,
     step,
   });
+}
+
+/** The completions as the loss counts them: as they were drawn, or with what the seed's mask leaves open. */
+function asScored({ config, model, processor }: GrpoRun, groups: RolloutGroup[]): RolloutGroup[] {
+  if (!config.compat.unmaskedSecondEos) return groups;
+  const { eosTokenIds } = model.config;
+  const ends = eosTokenIds.length > 0 ? eosTokenIds : processor.tokenizer.eosTokenIds;
+  return unmaskSecondEos(groups, { first: ends[0] as number, pad: processor.tokenizer.padTokenId });
 }
 
 /** What the frozen reference says of each sampled token, once per batch: float32 [Tc] per pack; null without a KL penalty. */
@@ -184,7 +195,7 @@ async function updatePolicy(
 
 /** Trains the policy that `config` describes. Returns after the last step, or after a signal once the step in progress is saved. */
 export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise<TrainResult> {
-  const rewards = createRewards(config.rewards); // first: a wrong name must not leave a run folder behind
+  const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward }); // first: a wrong name must not leave a run folder behind
   const session = await openSession(config, hooks, "grpo");
   const run: GrpoRun = Object.assign(session, { rewards, reference: null });
   try {

@@ -13,11 +13,9 @@ import { op } from "../torch/dispatch.ts";
 import { add, clamp, copy_, mul, norm, reciprocal, reshape, slice, zero_, zeros } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { DType, Tensor } from "../torch/tensor.ts";
+import { flatLayout } from "./flat-layout.ts";
 
 const adamw = op("grove::adamw_");
-
-/** Views start at multiples of this many elements, so that kernels may load 16 bytes at once from each. */
-const ALIGNMENT = 16;
 
 interface Slot {
   name: string;
@@ -39,12 +37,7 @@ export class AdamW implements Disposable {
   constructor(parameters: readonly Parameter[], config: Config["optimizer"]) {
     this.#config = config;
     const { device, dtype } = (parameters[0] as Parameter).tensor;
-    const starts: number[] = [];
-    let size = 0;
-    for (const { tensor } of parameters) {
-      starts.push(size);
-      size += Math.ceil(tensor.numel / ALIGNMENT) * ALIGNMENT;
-    }
+    const { starts, size } = flatLayout(parameters.map(({ tensor }) => tensor.numel));
     const flat = (kind: DType) => keep(zeros([size], { dtype: kind, device }));
     this.#buffers = {
       grad: flat(dtype),

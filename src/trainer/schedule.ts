@@ -1,5 +1,10 @@
 import type { Config } from "../config/schema.ts";
 
+/** Steps of a run: trainer.steps, or as many as trainer.epochs over the data take. */
+export function totalSteps({ trainer }: Config, datasetSize: number): number {
+  return trainer.steps ?? Math.max(1, Math.ceil((trainer.epochs * datasetSize) / trainer.questionsPerStep));
+}
+
 /**
  * Learning rate of one update, as Hugging Face's schedulers give it: it rises linearly from 0 over ceil(total * warmupFraction)
  * updates (the first update of a warm-up has rate 0), then falls to 0 linearly, falls to 0 along half a cosine, or stays.

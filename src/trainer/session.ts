@@ -2,6 +2,7 @@
 
 import path from "node:path";
 import type { Config } from "../config/schema.ts";
+import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
 import { CheckpointError, NumericsError } from "../errors.ts";
 import { evalMetrics, evaluateLevels, readLevels } from "../eval/evaluate.ts";
@@ -11,15 +12,7 @@ import { checkGoldAnswers } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
 import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Prompt, Sample } from "../types.ts";
-import {
-  applyDevice,
-  loadModel,
-  openModel,
-  openPipeline,
-  type Pipeline,
-  readTrainingData,
-  totalSteps,
-} from "./assemble.ts";
+import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
   fingerprint,
   latestCheckpoint,
@@ -32,6 +25,7 @@ import {
 import { replaceFolder } from "./files.ts";
 import { AdamW } from "./optimizer.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
+import { totalSteps } from "./schedule.ts";
 import type { TrainHooks } from "./training-loop.ts";
 
 /** Knobs that may differ between the sessions of a run without making it another run. */
@@ -53,7 +47,8 @@ export interface Session extends Pipeline {
   levels: Record<string, Sample[]>; // evaluated on the way
   steps: number; // of the whole run
   firstStep: number; // 0, or where the checkpoint left off
-  badSamples: number; // met so far, over all sessions
+  badSamples: number; // left out of steps so far, over all sessions
+  bad: BadSamples; // the records behind that number, held against data.maxBadSamples
   /** Fingerprint of the weights before the first step. */
   startWeights: string;
 }
@@ -61,12 +56,15 @@ export interface Session extends Pipeline {
 /** Opens a new run, or with `hooks.resume` the newest checkpoint of the one in config.runDir. */
 export async function openSession(config: Config, hooks: TrainHooks, stage: TrainState["stage"]): Promise<Session> {
   applyDevice(config);
-  const samples = await readTrainingData(config);
-  const isJudged = config.rewards.some(({ name, path }) => name === "accuracy" && path === undefined);
-  if (stage === "grpo" && isJudged) checkGoldAnswers(samples, "data.train");
-  const levels = config.trainer.evalEvery > 0 ? await readLevels(config) : {};
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
   const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
+  const bad = new BadSamples(config.data, log, state?.badRecords);
+  const samples = await readTrainingData(config, bad);
+  for (const { name, path } of stage === "grpo" ? config.rewards : []) {
+    if (path === undefined && (name === "accuracy" || name === "math"))
+      checkGoldAnswers(samples, "data.train", { firstLetter: config.compat.firstLetterReward, reward: name });
+  }
+  const levels = config.trainer.evalEvery > 0 ? await readLevels(config, bad) : {};
   const opened: Disposable[] = [];
   const own = <T extends Disposable>(item: T): T => {
     opened.push(item);
@@ -81,6 +79,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
       steps: totalSteps(config, samples.length),
       firstStep: state?.step ?? 0,
       badSamples: state?.badSamples ?? 0,
+      bad,
     };
     const replace = { overwrite: hooks.overwrite ?? false };
     const folder = own(new RunFolder(config, hooks.resume ? { resumeAt: state?.step ?? -1 } : replace));
@@ -89,7 +88,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const startWeights = state?.start ?? fingerprint(model.parameters);
     const optimizer = own(new AdamW(trainable(model, config), config.optimizer));
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
-    return { ...session, folder, model, optimizer, startWeights, ...(await openPipeline(config, model)) };
+    return { ...session, folder, model, optimizer, startWeights, ...(await openPipeline(config, model, bad)) };
   } catch (error) {
     for (const item of opened.reverse()) item[Symbol.dispose]();
     throw error;
@@ -166,13 +165,14 @@ export async function evaluateSession(
 }
 
 export function saveSession(session: Session, step: number): void {
-  const { config, stage, folder, model, optimizer, badSamples, startWeights } = session;
+  const { config, stage, folder, model, optimizer, badSamples, bad, startWeights } = session;
   const { torch } = versions();
   const state: TrainState = {
     stage,
     step,
     updates: optimizer.updates,
     badSamples,
+    badRecords: bad.known,
     start: startWeights,
     config,
     versions: { node: process.version, torch },

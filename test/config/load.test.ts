@@ -37,7 +37,7 @@ test.each(readdirSync(fileURLToPath(new URL("../../configs", import.meta.url))))
   const needsBase = /^quickstart-/.test(name);
   const config = loadConfig({ files: needsBase ? [at("quickstart.yaml"), at(name)] : [at(name)] });
   expect(config.model.path).not.toBe("");
-  if (name !== "quickstart.yaml") expect(config.data.train.length).toBeGreaterThan(0);
+  expect(config.data.train.length + Object.keys(config.data.eval).length).toBeGreaterThan(0);
 });
 
 test("later files win, sections and records merge, lists replace", () => {
@@ -141,7 +141,7 @@ test("files that cannot be read or parsed", () => {
 test.each([
   [["data.minFrames=8", "data.maxFrames=4"], "data.minFrames: 8 is more than maxFrames, 4"],
   [["data.resizedHeight=56"], "data.resizedWidth: a fixed size needs both"],
-  [["rewards=[{name: mine}]"], "rewards.0.path: mine is not one of accuracy, format"],
+  [["rewards=[{name: mine}]"], "rewards.0.path: mine is not one of accuracy, format, math"],
   [["rewards=[{name: format}, {name: format}]"], "rewards.1.name: format is listed twice"],
   [["rewards.0.weight=0"], "every weight is 0"],
   [["rollout.topP=0"], "rollout.topP: 0 leaves no token"],

@@ -3,14 +3,20 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import sharp from "sharp";
 import { encodeWithFfmpeg } from "../../src/data/ffmpeg.ts";
 import type { DataOptions } from "../../src/data/options.ts";
+import { mediaOf } from "../../src/data/processor.ts";
+import type { Sample } from "../../src/types.ts";
 
 const FIXTURES = new URL("../fixtures/data/", import.meta.url);
 
 // biome-ignore lint/suspicious/noExplicitAny: a fixture file, checked by the tests that read it
-export const golden: any = JSON.parse(readFileSync(new URL("golden.json", FIXTURES), "utf8"));
+export const fixture = (name: string): any => JSON.parse(readFileSync(new URL(name, FIXTURES), "utf8"));
+
+export const golden = fixture("golden.json");
 
 export function bytesOf(base64: string): Uint8Array {
   return new Uint8Array(Buffer.from(base64, "base64"));
@@ -45,30 +51,57 @@ export function temporaryFolder(): { path: string; remove: () => void } {
   return { path, remove: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-const BITS = 10;
+// A grid of 4 x 4 dark and bright cells. Six of them are always the same and tell which way is up, even in a mirror; ten hold the number.
+const GRID = 4;
+const MARKERS = new Map([
+  [0, 1],
+  [1, 1],
+  [3, 0],
+  [4, 0],
+  [12, 0],
+  [15, 0],
+]);
+const NUMBER_CELLS = Array.from({ length: GRID * GRID }, (_, cell) => cell).filter((cell) => !MARKERS.has(cell));
 
-/** Frame `n` as a picture: its number as a row of bright (1) and dark (0) blocks, each `width / 10` wide. */
+/** Frame `n` (at most 1023) as a picture that lossy codecs, rotation and resizing leave readable; grey RGB, [height, width, 3]. */
 export function numberedFrame(n: number, width: number, height: number): Uint8Array {
   const frame = new Uint8Array(width * height * 3);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
-      const bit = Math.min(Math.floor((x * BITS) / width), BITS - 1);
-      frame.fill((n >> bit) & 1 ? 230 : 20, (y * width + x) * 3, (y * width + x) * 3 + 3);
+      const cell = Math.floor((y * GRID) / height) * GRID + Math.floor((x * GRID) / width);
+      const bright = MARKERS.get(cell) ?? (n >> NUMBER_CELLS.indexOf(cell)) & 1;
+      frame.fill(bright ? 230 : 20, (y * width + x) * 3, (y * width + x) * 3 + 3);
     }
   }
   return frame;
 }
 
-/** The number in a decoded frame, or an error where a block is neither bright nor dark. */
-export function readFrameNumber(frame: Uint8Array, width: number, height: number): number {
-  let n = 0;
-  for (let bit = 0; bit < BITS; bit++) {
-    const x = Math.floor(((bit + 0.5) * width) / BITS);
-    const level = frame[(Math.floor(height / 2) * width + x) * 3]!;
-    if (level > 80 && level < 170) throw new Error(`block ${bit} has level ${level}`);
-    if (level >= 170) n |= 1 << bit;
+/** The number in a decoded frame and how far it was turned clockwise; an error where a cell is neither bright nor dark, or the picture is mirrored. */
+export function readFrame(frame: Uint8Array, width: number, height: number): { number: number; turn: number } {
+  const seen = Array.from({ length: GRID * GRID }, (_, cell) => {
+    const x = Math.floor((((cell % GRID) + 0.5) * width) / GRID);
+    const y = Math.floor(((Math.floor(cell / GRID) + 0.5) * height) / GRID);
+    const level = frame[(y * width + x) * 3]!;
+    if (level > 80 && level < 170) throw new Error(`cell ${cell} has level ${level}`);
+    return level >= 170 ? 1 : 0;
+  });
+  let upright = seen;
+  for (let turn = 0; turn < 360; turn += 90) {
+    if ([...MARKERS].every(([cell, bright]) => upright[cell] === bright)) {
+      return { number: NUMBER_CELLS.reduce((n, cell, bit) => n | (upright[cell]! << bit), 0), turn };
+    }
+    // A quarter back, against the clock: row r, column c comes from row c, column 3 - r.
+    const turned = upright;
+    upright = turned.map((_, cell) => turned[(cell % GRID) * GRID + GRID - 1 - Math.floor(cell / GRID)]!);
   }
-  return n;
+  throw new Error(`not a numbered frame, or mirrored: ${seen.join("")}`);
+}
+
+/** The number of an upright frame. */
+export function readFrameNumber(frame: Uint8Array, width: number, height: number): number {
+  const { number, turn } = readFrame(frame, width, height);
+  if (turn !== 0) throw new Error(`frame ${number} is turned by ${turn} degrees`);
+  return number;
 }
 
 export interface ClipSpec {
@@ -152,3 +185,23 @@ export const dataOptions: DataOptions = {
   cacheDir: "unused",
   cacheGib: 0,
 };
+
+/** Records in the published shape of SEED-Bench-R1 and LongVideoBench, written by hand; their media are made by renderMedia. */
+export const recordsFolder = (name: "seed-bench-r1" | "longvideobench") =>
+  fileURLToPath(new URL(`../fixtures/${name}/`, import.meta.url));
+
+/** Makes a small clip or picture for every media file that the samples name, each once. */
+export async function renderMedia(
+  samples: readonly Sample[],
+  clip: ClipSpec = { frames: 12, rate: "6" },
+): Promise<void> {
+  const files = new Map(samples.flatMap((sample) => mediaOf(sample).map(({ file, kind }) => [file, kind] as const)));
+  for (const [file, kind] of files) {
+    mkdirSync(dirname(file), { recursive: true });
+    if (kind === "video") await writeNumberedClip(file, clip);
+    else
+      await sharp(picture(40, 60), { raw: { width: 60, height: 40, channels: 3 } })
+        .png()
+        .toFile(file);
+  }
+}

@@ -3,14 +3,17 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { type Config, configSchema } from "../../src/config/schema.ts";
 import { PromptLoader } from "../../src/data/loader.ts";
 import { Processor } from "../../src/data/processor.ts";
+import { PrefillPlan } from "../../src/model/attention.ts";
+import { mediaOf, packGroups } from "../../src/model/packed.ts";
 import { readConfig } from "../../src/model/qwen2vl/config.ts";
 import { Qwen2VL } from "../../src/model/qwen2vl/model.ts";
 import { normal, randomInt } from "../../src/random.ts";
 import { setNumThreads } from "../../src/torch/cuda.ts";
+import { gather, logSoftmax, reshape, slice } from "../../src/torch/ops.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray } from "../../src/torch/tensor.ts";
 import { readTrainingData } from "../../src/trainer/assemble.ts";
-import { packBatch, splitByTokens, type TrainPack } from "../../src/trainer/batch.ts";
+import { packBatch, splitByTokens, type TrainPack, unmaskSecondEos } from "../../src/trainer/batch.ts";
 import { grpoLoss } from "../../src/trainer/loss.ts";
 import type { Prompt, RolloutGroup } from "../../src/types.ts";
 import { fakeCompletion, fakeGroup } from "./fakes.ts";
@@ -56,6 +59,34 @@ test.each([true, false])("everything per token is in the order of the targets (s
     expect(packs.flatMap(({ samplerLogprobs }) => [...samplerLogprobs])).toEqual(all);
     expect(packs.flatMap(({ weights }) => [...weights]).reduce((sum, weight) => sum + weight, 0)).toBeCloseTo(1, 6);
   }
+});
+
+test("unmaskSecondEos fills up completions that end by another end token, and nothing else", () => {
+  const ends = { first: 50, pad: 51 };
+  const completion = (ids: number[], finish: "stop" | "length" = "stop") =>
+    fakeCompletion(ids.length, { ids: Int32Array.from(ids), finish });
+  const group = {
+    ...fakeGroup([0, 0, 0, 0, 0]),
+    completions: [
+      completion([1, 50]),
+      completion([2, 51]),
+      completion([3, 4, 5, 6, 7], "length"),
+      completion([51]),
+      completion([8, 9, 10, 11, 51]),
+    ],
+  };
+  const other = { ...fakeGroup([0, 0]), completions: [completion([1, 51]), completion([50])] };
+  const [filled, untouched] = unmaskSecondEos([group, other], ends) as [RolloutGroup, RolloutGroup];
+  expect(filled.completions.map(({ ids }) => [...ids])).toEqual([
+    [1, 50],
+    [2, 51, 51, 51, 51],
+    [3, 4, 5, 6, 7],
+    [51, 51, 51, 51, 51],
+    [8, 9, 10, 11, 51],
+  ]);
+  expect([...(filled.completions[1]?.logprobs ?? [])]).toEqual([-1, -1, NaN, NaN, NaN]);
+  expect(untouched.completions).toEqual(other.completions); // the longest of its own group decides
+  expect(group.completions[1]?.ids).toHaveLength(2); // what rewards and metrics see
 });
 
 let world: TinyWorld;
@@ -116,6 +147,108 @@ function lossAndGradients(dtype: DType, knobs: Partial<Config["trainer"]>): { lo
   const gradients = scope(() => model.parameters.map(({ tensor }) => tensor.grad!.toNumbers()));
   return { loss, gradients };
 }
+
+/** log p of every token of a row behind the prompt, by the plain causal forward over [prompt | row]. */
+function rowLogprobs(model: Qwen2VL, prompt: Prompt, row: readonly number[]): number[] {
+  const { ids, positions } = packGroups([{ prompt, completions: [Int32Array.from(row)] }]);
+  return scope(() => {
+    using plan = new PrefillPlan([ids.length]);
+    const hidden = model.forward(model.embed(ids, model.visionFeatures(mediaOf([prompt]))), positions, plan);
+    const first = prompt.inputIds.length - 1;
+    const logits = logSoftmax(model.logits(slice(hidden, 0, first, first + row.length)), 1);
+    return gather(
+      logits,
+      1,
+      reshape(fromArray(Int32Array.from(row), [row.length], { dtype: "int64" }), [-1, 1]),
+    ).toNumbers();
+  });
+}
+
+test("with the second end token unmasked, loss, KL and gradient are those of the seed's padded rows", () => {
+  const options = { device: "cpu", dtype: "float64" } as const;
+  using model = Qwen2VL.random(readConfig(world.model), { ...options, seed: 1 });
+  using reference = Qwen2VL.random(readConfig(world.model), { ...options, seed: 2 });
+  const [first, pad] = [201, 202];
+  // Lengths 3, 7, 1, 5: ended by the second end token, cut off (hence the longest), by the first, by the first.
+  const drawn = groups.map((group) => ({
+    ...group,
+    completions: group.completions.map((completion, c) => {
+      const end = [pad, undefined, first, first][c];
+      const ids = Int32Array.from(completion.ids);
+      if (end !== undefined) ids[ids.length - 1] = end;
+      return { ...completion, ids, finish: end === undefined ? ("length" as const) : ("stop" as const) };
+    }),
+  }));
+
+  // The seed, line by line: rows padded on the right, mask up to the first `first`, mean over a row, mean over rows.
+  let loss = 0;
+  let kl = 0;
+  const gradient: number[] = [];
+  const { klCoef, klClamp } = trainer;
+  for (const { prompt, completions, advantages } of drawn) {
+    const longest = Math.max(...completions.map(({ ids }) => ids.length));
+    const rows = completions.map(({ ids }) => [...ids, ...new Array<number>(longest - ids.length).fill(pad)]);
+    for (const [c, row] of rows.entries()) {
+      const end = row.indexOf(first);
+      const counted = end < 0 ? longest : end + 1;
+      const policy = rowLogprobs(model, prompt, row);
+      const frozen = rowLogprobs(reference, prompt, row);
+      const share = 1 / (drawn.length * completions.length * counted);
+      for (let t = 0; t < counted; t++) {
+        const d = Math.min(klClamp, Math.max(-klClamp, (frozen[t] as number) - (policy[t] as number)));
+        const k3 = Math.exp(d) - d - 1;
+        loss += share * (-(advantages[c] as number) + klCoef * k3);
+        kl += share * k3;
+        gradient.push(share * (-(advantages[c] as number) + klCoef * (1 - Math.exp(d))));
+      }
+    }
+  }
+
+  for (const sharedPrefix of [true, false]) {
+    const packs = packBatch(unmaskSecondEos(drawn, { first, pad }), {
+      ...trainer,
+      sharedPrefix,
+      tokensPerPack: 100_000,
+    });
+    const ours = scope(() => {
+      const { packed, weights, advantages, samplerLogprobs } = packs[0] as TrainPack;
+      const perToken = (values: Float32Array) => fromArray(values, [values.length], { dtype: "float64" });
+      using frozen = reference.pass(packed, { grad: false });
+      using pass = model.pass(packed, { grad: true });
+      const result = grpoLoss(
+        {
+          logprobs: pass.logprobs,
+          entropy: pass.entropy,
+          oldLogprobs: null,
+          referenceLogprobs: frozen.logprobs,
+          samplerLogprobs: perToken(samplerLogprobs),
+          advantages: perToken(advantages),
+          weights: perToken(weights),
+        },
+        trainer,
+      );
+      return { stats: result.stats.toNumbers(), gradient: result.gradient.toNumbers() };
+    });
+    expect(packs).toHaveLength(1);
+    const [policyLoss, klLoss, , , , gap, gapMax] = ours.stats as [
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
+    expect(policyLoss + klCoef * klLoss).toBeCloseTo(loss, 6); // weights and advantages are float32
+    expect(klLoss).toBeCloseTo(kl, 6);
+    expect(ours.gradient).toHaveLength(gradient.length);
+    for (const [i, value] of gradient.entries()) expect(ours.gradient[i]).toBeCloseTo(value, 7);
+    for (const value of [gap, gapMax]) expect(value).toBeGreaterThan(0); // NaN where nothing was drawn stays out of them
+  }
+  // Without the switch the padding is left out: another loss.
+  const plain = packBatch(drawn, trainer).reduce((sum, pack) => sum + pack.weights.length, 0);
+  expect(plain).toBe(gradient.length - 3 * 4);
+});
 
 /** Largest difference of two gradients, relative to the largest entry of each parameter's. */
 function worstDifference(a: number[][], b: number[][]): number {

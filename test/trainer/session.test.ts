@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { configSchema } from "../../src/config/schema.ts";
-import { totalSteps } from "../../src/trainer/assemble.ts";
+import { totalSteps } from "../../src/trainer/schedule.ts";
 import { changedKnobs } from "../../src/trainer/session.ts";
 
 const config = (more: object = {}) => configSchema.parse({ model: { path: "m" }, ...more });

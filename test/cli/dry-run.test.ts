@@ -1,0 +1,119 @@
+/** Every config in configs/ loads, plans and prints itself; the seed's configs hold the seed's values. */
+
+import { readdirSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { main } from "../../src/cli/main.ts";
+import { loadConfig, parseConfig } from "../../src/config/load.ts";
+import { capture } from "./capture.ts";
+
+const folder = fileURLToPath(new URL("../../configs/", import.meta.url));
+const at = (name: string) => path.join(folder, name);
+
+let out = { text: "" };
+let err = { text: "" };
+beforeEach(() => {
+  out = capture(process.stdout);
+  err = capture(process.stderr);
+});
+afterEach(() => vi.restoreAllMocks());
+
+/** Config file -> the commands it is for, and what must come before it. */
+const USES: Record<string, { commands: string[]; base?: string }> = {
+  "8xa100.yaml": { commands: ["grpo", "eval"] },
+  "8xa100-sft.yaml": { commands: ["sft"] },
+  "eval-seed-bench-r1.yaml": { commands: ["eval"] },
+  "eval-longvideobench.yaml": { commands: ["eval"] },
+  "quickstart.yaml": { commands: ["eval"] },
+  "quickstart-sft.yaml": { commands: ["sft", "eval"], base: "quickstart.yaml" },
+  "quickstart-grpo.yaml": { commands: ["grpo", "eval"], base: "quickstart.yaml" },
+};
+
+test("every config is planned below", () => {
+  expect(Object.keys(USES).sort()).toEqual(readdirSync(folder).sort());
+});
+
+test.each(
+  Object.entries(USES).flatMap(([file, { commands, base }]) =>
+    commands.map((command) => [file, command, base] as const),
+  ),
+)("configs/%s: %s --dry-run prints a plan as comments, then the config", async (file, command, base) => {
+  const files = [...(base === undefined ? [] : [at(base)]), at(file)];
+  expect(await main([command, "--dry-run", ...files.flatMap((name) => ["--config", name])])).toBe(0);
+  const lines = out.text.split("\n");
+  const comments = lines.filter((line) => line.startsWith("# "));
+  expect(lines.slice(0, comments.length)).toEqual(comments);
+  expect(comments[0]).toBe(`# plan of ${command}`);
+  const config = loadConfig({ files });
+  expect(parseConfig(out.text, "dry-run")).toEqual(config);
+  const named = command === "eval" ? Object.values(config.data.eval) : config.data.train;
+  for (const source of named) expect(comments.some((line) => line.endsWith(`(${source.file})`))).toBe(true);
+  expect(comments.some((line) => line.startsWith("# model: "))).toBe(true);
+  expect(err.text).toBe("");
+});
+
+test("a dry run needs no libtorch", async () => {
+  await main(["grpo", "--dry-run", "--config", at("8xa100.yaml")]);
+  const report = process.report.getReport() as unknown as { sharedObjects: string[] };
+  expect(report.sharedObjects.filter((file) => /torch/.test(file))).toEqual([]);
+});
+
+test("the seed's GRPO and SFT values, from its scripts", () => {
+  const grpo = loadConfig({ files: [at("8xa100.yaml")] });
+  expect(grpo).toMatchObject({
+    seed: 42,
+    dtype: "bfloat16",
+    model: { freezeVision: false, recompute: "layer" },
+    data: { fps: 2, minFrames: 4, maxFrames: 16, resizedHeight: 256, resizedWidth: 256, maxPromptTokens: 8192 },
+    rollout: { groupSize: 8, maxNewTokens: 256, temperature: 1, topK: 50, topP: 1 },
+    rewards: [{ name: "accuracy", weight: 1 }],
+    trainer: {
+      epochs: 1,
+      questionsPerStep: 8,
+      iterations: 1,
+      klCoef: 0.1,
+      klClamp: 11,
+      advantageEps: 1e-4,
+      saveEvery: 10,
+    },
+    optimizer: { learningRate: 1e-6, schedule: "linear", warmupFraction: 0, weightDecay: 0, maxGradNorm: 1 },
+    compat: { hiddenTopK: true, unmaskedSecondEos: true, firstLetterReward: true },
+  });
+  const sft = loadConfig({ files: [at("8xa100-sft.yaml")] });
+  expect(sft).toMatchObject({
+    data: { train: [{ format: "seed-bench-r1-sft" }], resizedHeight: 256, maxFrames: 16 },
+    trainer: { epochs: 1, questionsPerStep: 128 },
+    optimizer: { learningRate: 2e-5, schedule: "cosine", warmupFraction: 0.1, maxGradNorm: 1 },
+    compat: { hiddenTopK: false, unmaskedSecondEos: false, firstLetterReward: false },
+  });
+  for (const name of ["eval-seed-bench-r1.yaml", "eval-longvideobench.yaml"]) {
+    const { data, eval: asked, compat } = loadConfig({ files: [at(name)] });
+    expect(asked).toMatchObject({ greedy: true, maxNewTokens: 256 });
+    expect(compat).toEqual({ hiddenTopK: false, unmaskedSecondEos: false, firstLetterReward: true });
+    expect(data).toMatchObject({ onBadSample: "error", resizedHeight: 256, resizedWidth: 256, maxFrames: 16 });
+  }
+});
+
+test("hiddenTopK shows in the resolved config, and a smaller top-k of one's own stays", () => {
+  const topK = (...set: string[]) => loadConfig({ set: ["model.path=m", ...set] }).rollout.topK;
+  expect(topK()).toBe(0);
+  expect(topK("compat.hiddenTopK=true")).toBe(50);
+  expect(topK("compat.hiddenTopK=true", "rollout.topK=80")).toBe(50);
+  expect(topK("compat.hiddenTopK=true", "rollout.topK=20")).toBe(20);
+  expect(topK("rollout.topK=80")).toBe(80);
+});
+
+test("docs/seed-bench-r1.md names knobs that exist", async () => {
+  const { knobPaths } = await import("../../src/config/schema-tree.ts");
+  const text = readFileSync(fileURLToPath(new URL("../../docs/seed-bench-r1.md", import.meta.url)), "utf8");
+  const sections = new Set(knobPaths().map((knob) => knob.split(/[.[]/)[0]));
+  const named = [...text.matchAll(/`([a-z]\w*\.[a-zA-Z.]+)(?:: [^`]*)?`/g)].map(([, knob]) => knob as string);
+  const knobs = named.filter((knob) => sections.has(knob.split(".")[0] as string));
+  expect(knobs.length).toBeGreaterThan(20);
+  for (const knob of knobs)
+    expect(
+      knobPaths().some((path) => path === knob || path.startsWith(`${knob}[`)),
+      knob,
+    ).toBe(true);
+});
