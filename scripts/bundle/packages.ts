@@ -17,6 +17,7 @@ const UNUSED = [
   /node_modules\/zod\/src$/,
   /node_modules\/fluent-ffmpeg\/(tools|OLD)$/,
   /node_modules\/@huggingface\/transformers\/(src|types)$/,
+  /node_modules\/mathjs\/(lib\/(browser|cjs)|types)$/,
   /node_modules\/@huggingface\/transformers\/dist\/(?!transformers\.node\.mjs$)/,
 ];
 const KEEP = /(licen[cs]e|notice|copying)/i;

@@ -2,9 +2,10 @@ import { writeFileSync } from "node:fs";
 import path from "node:path";
 import type { Argv } from "yargs";
 import { ConfigError } from "../errors.ts";
+import { parseShard } from "../eval/answers.ts";
 import { evalTable, summarize } from "../eval/report.ts";
 import { runEvaluation } from "./evaluation.ts";
-import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
+import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
 export const command = "eval";
@@ -13,6 +14,8 @@ export const describe = "Accuracy on every evaluation set of the config, with co
 interface Flags extends ConfigFlags {
   limit?: number;
   overwrite: boolean;
+  processes?: number;
+  shard?: string;
 }
 
 export function builder(yargs: Argv): Argv<Flags> {
@@ -20,30 +23,65 @@ export function builder(yargs: Argv): Argv<Flags> {
     yargs
       .usage(
         `$0 eval --config file.yaml --set model.path=folder --run-dir folder\n\n${describe}.\n` +
-          "Writes answers-<level>.jsonl (sample_id, prompt, problem, solution, response, reward) and results.json to the run folder. " +
-          "An evaluation that was stopped goes on where it left off.",
+          "Writes answers-<level>.jsonl (sample_id, prompt, problem, solution, response, reward), results.json and evaluation.json " +
+          "(every setting) to the run folder. An evaluation that was stopped asks only what is missing, with any number of processes.",
       )
       .option("limit", { type: "number", requiresArg: true, describe: "Ask only the first n questions of each set" })
       .option("overwrite", {
         type: "boolean",
         default: false,
         describe: "Drop another evaluation's answers in the run folder",
+      })
+      .option("processes", {
+        type: "number",
+        requiresArg: true,
+        describe:
+          "Split the questions among n processes: a GPU each with --device cuda, else a share of the CPU's threads",
+      })
+      .option("shard", {
+        type: "string",
+        requiresArg: true,
+        describe:
+          "Ask share k of n only (k/n), e.g. on one of n machines; the command without it, over all their answers, adds up",
       }),
   ) as Argv<Flags>;
 }
 
 export async function handler(flags: Flags): Promise<void> {
-  const config = configToRun(flags);
+  const config = await configOrPlan(flags, "eval");
   if (config === undefined) return;
-  const { limit, overwrite } = flags;
-  if (limit !== undefined && (!Number.isInteger(limit) || limit < 1))
-    throw new ConfigError("--limit must be a whole number above 0");
+  const { overwrite } = flags;
+  const limit = countFlag("limit", flags.limit);
+  const processes = countFlag("processes", flags.processes);
+  const shard = flags.shard === undefined ? undefined : parseShard(flags.shard);
+  if (shard !== undefined && processes !== undefined)
+    throw new ConfigError("--shard and --processes exclude each other: a share is asked by one process");
   const progress = new Progress();
-  const results = await runEvaluation(config, { folder: config.runDir, progress, limit, overwrite });
+  const results = await runEvaluation(config, {
+    folder: config.runDir,
+    progress,
+    limit,
+    overwrite,
+    shard,
+    processes,
+  });
+  const benchmarks = Object.fromEntries(Object.entries(config.data.eval).map(([level, set]) => [level, set.benchmark]));
+  if (shard !== undefined) {
+    process.stdout.write(
+      `${evalTable(results)}\n\nshare ${shard.k} of ${shard.of} only; answers in ${config.runDir}\n`,
+    );
+    return;
+  }
   const file = path.join(config.runDir, "results.json");
   writeFileSync(
     file,
     `${JSON.stringify({ model: config.model.path, levels: summarize(results), results }, null, 2)}\n`,
   );
-  process.stdout.write(`${evalTable(results)}\n\nwritten to ${file}\n`);
+  process.stdout.write(`${evalTable(results, benchmarks)}\n\nwritten to ${file}; settings in evaluation.json\n`);
+}
+
+function countFlag(name: string, value: number | undefined): number | undefined {
+  if (value !== undefined && (!Number.isInteger(value) || value < 1))
+    throw new ConfigError(`--${name} must be a whole number above 0`);
+  return value;
 }

@@ -154,8 +154,8 @@ async function runQuickstart(
   };
 }
 
-function evalKnobs({ seed, dtype, model, data, eval: evaluation }: Config) {
-  return { seed, dtype, model, data, evaluation };
+function evalKnobs({ seed, dtype, model, data, eval: evaluation, compat: { firstLetterReward } }: Config) {
+  return { seed, dtype, model, data, evaluation, firstLetterReward };
 }
 
 function trainKnobs({

@@ -1,33 +1,21 @@
 /**
  * Accuracy of a policy on sets of questions: greedy (as the seed in effect decodes) or sampled, scored by the same reward code as training.
- * Answers go to a JSONL file in the seed's fields, a line per question as soon as its batch is done; an evaluation that was stopped goes
- * on behind the questions that have a line.
+ * Answers go to JSONL files in the seed's fields, a line per question as soon as its batch is done; an evaluation that was stopped asks
+ * only the questions that have no line. Several processes can share the questions.
  */
 
-import { closeSync, existsSync, openSync, readFileSync, truncateSync, writeSync } from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Config } from "../config/schema.ts";
+import { BadSamples } from "../data/bad-samples.ts";
 import { readDataset } from "../data/datasets.ts";
 import type { PromptLoader } from "../data/loader.ts";
-import { CheckpointError } from "../errors.ts";
 import { checkGoldAnswers } from "../reward/gold.ts";
 import { createRewards, type Rewards } from "../reward/rewards.ts";
 import type { Sampler } from "../rollout/sampler.ts";
-import type { ChatMessage, Metrics, Prompt, Sample } from "../types.ts";
-import type { EvalResults, LevelResult, Tally } from "./report.ts";
-
-/** A line of a result file; the seed's fields. */
-export interface EvalRecord {
-  sample_id: string;
-  prompt: ChatMessage[];
-  problem: string; // text of the question
-  solution: string;
-  response: string;
-  reward: number;
-}
-
-/** Fields of a record that split a level into parts. */
-const PART_FIELDS = ["domain", "scenario"] as const;
+import type { Metrics, Prompt, Sample } from "../types.ts";
+import { AnswerFiles, type EvalRecord, type Shard, shardOf } from "./answers.ts";
+import { partAt, partPaths } from "./parts.ts";
+import type { EvalResults, LevelResult } from "./report.ts";
 
 export interface EvalParts {
   config: Config;
@@ -37,25 +25,36 @@ export interface EvalParts {
 
 export interface EvalOptions {
   /** Ask only the first so many questions of each level. */
-  limit?: number;
-  /** File of a level's answers; none are written without. */
-  fileOf?: (level: string) => string;
+  limit?: number | undefined;
+  /** Ask only this share of them; the results are those of the share. */
+  shard?: Shard | undefined;
+  /** Folder of the answers; none are written, and none read, without. */
+  folder?: string;
   onProgress?: (progress: { level: string; done: number; total: number }) => void;
   /** Asked between batches; true ends the evaluation. */
   stopped?: () => boolean;
 }
 
-/** Evaluates every level of config.data.eval. Returns null when `stopped` said so before the last question. */
+export type Levels = Record<string, readonly Sample[]>;
+
+/**
+ * Asks every question of every level that has no answer yet, then counts. Without a shard the answers of all shards in the folder become
+ * one file per level, in the order of the questions. Returns null when `stopped` said so before the last question.
+ */
 export async function evaluateLevels(
-  levels: Record<string, readonly Sample[]>,
+  levels: Levels,
   parts: EvalParts,
   options: EvalOptions = {},
 ): Promise<EvalResults | null> {
-  const rewards = createRewards([{ name: "accuracy", weight: 1, timeoutS: 60 }]);
+  const { eval: evaluation, compat } = parts.config;
+  const rewards = createRewards([{ name: evaluation.reward, weight: 1, timeoutS: 60 }], {
+    firstLetter: compat.firstLetterReward,
+  });
   try {
     const results: EvalResults = {};
     for (const [level, samples] of Object.entries(levels)) {
-      const result = await evaluateLevel(level, samples.slice(0, options.limit), parts, rewards, options);
+      const asked = shardOf(samples.slice(0, options.limit), options.shard);
+      const result = await evaluateLevel(level, asked, parts, rewards, options);
       if (result === null) return null;
       results[level] = result;
     }
@@ -65,16 +64,38 @@ export async function evaluateLevels(
   }
 }
 
+/** Questions that have no answer in the folder yet, over all levels. */
+export function openQuestions(levels: Levels, { folder = "", limit, shard }: EvalOptions): number {
+  return Object.entries(levels).reduce((sum, [level, samples]) => {
+    const answered = new AnswerFiles(folder, level, shard).read();
+    return sum + shardOf(samples.slice(0, limit), shard).filter(({ id }) => !answered.has(id)).length;
+  }, 0);
+}
+
+/**
+ * The results of the answers that are there, without a model; a question without an answer counts as skipped. Without a shard the files of
+ * shards become one file per level.
+ */
+export function countAnswers(levels: Levels, { folder = "", limit, shard }: EvalOptions): EvalResults {
+  return Object.fromEntries(
+    Object.entries(levels).map(([level, samples]) => {
+      const files = new AnswerFiles(folder, level, shard);
+      const answers = files.read();
+      if (shard === undefined) files.merge(samples, answers);
+      return [level, tally(shardOf(samples.slice(0, limit), shard), answers)];
+    }),
+  );
+}
+
 /**
  * The questions of config.data.eval by level, options in the order of the file.
  * @throws DataError for a record that cannot be read or has no gold answer
  */
-export async function readLevels(config: Config): Promise<Record<string, Sample[]>> {
-  const { onBadSample, maxBadSamples } = config.data;
+export async function readLevels(config: Config, bad = new BadSamples(config.data)): Promise<Record<string, Sample[]>> {
   const levels: Record<string, Sample[]> = {};
   for (const [level, source] of Object.entries(config.data.eval)) {
-    const samples = await readDataset(source, { onBadSample, maxBadSamples });
-    checkGoldAnswers(samples, level);
+    const samples = await readDataset(source, { bad });
+    checkGoldAnswers(samples, level, { firstLetter: config.compat.firstLetterReward, reward: config.eval.reward });
     levels[level] = samples;
   }
   return levels;
@@ -98,34 +119,29 @@ async function evaluateLevel(
   options: EvalOptions,
 ): Promise<LevelResult | null> {
   const { batchSize } = parts.config.eval;
-  const file = options.fileOf?.(level);
-  const answered = file === undefined ? new Map<string, EvalRecord>() : readAnswers(file);
+  const files = options.folder === undefined ? null : new AnswerFiles(options.folder, level, options.shard);
+  const answered = files?.read() ?? new Map<string, EvalRecord>();
   const open = samples.filter((sample) => !answered.has(sample.id));
-  const out = file === undefined ? null : openSync(file, "a");
-  let skipped = 0;
-  try {
-    for (let start = 0; start < open.length; start += batchSize) {
-      if (options.stopped?.()) return null;
-      const batch = open.slice(start, start + batchSize);
-      parts.loader.prefetch(open.slice(start, start + 2 * batchSize));
-      const prompts: Prompt[] = [];
-      for (const sample of batch) {
-        const prompt = await parts.loader.load(sample);
-        if (prompt === null) skipped++;
-        else prompts.push(prompt);
-      }
-      for (const record of await answer(prompts, parts, rewards)) {
-        answered.set(record.sample_id, record);
-        if (out !== null) writeSync(out, `${JSON.stringify(record)}\n`);
-      }
-      const done = samples.length - open.length + Math.min(start + batchSize, open.length);
-      options.onProgress?.({ level, done, total: samples.length });
-      await nextTurn();
+  using out = files?.open();
+  for (let start = 0; start < open.length; start += batchSize) {
+    if (options.stopped?.()) return null;
+    const batch = open.slice(start, start + batchSize);
+    parts.loader.prefetch(open.slice(start, start + 2 * batchSize));
+    const prompts: Prompt[] = [];
+    for (const sample of batch) {
+      const prompt = await parts.loader.load(sample);
+      if (prompt !== null) prompts.push(prompt);
     }
-  } finally {
-    if (out !== null) closeSync(out);
+    for (const record of await answer(prompts, parts, rewards)) {
+      answered.set(record.sample_id, record);
+      out?.write(record);
+    }
+    const done = samples.length - open.length + Math.min(start + batchSize, open.length);
+    options.onProgress?.({ level, done, total: samples.length });
+    await nextTurn();
   }
-  return { ...tally(samples, answered), skipped };
+  if (options.shard === undefined) files?.merge(samples, answered);
+  return tally(samples, answered);
 }
 
 /** One answer to each question, scored. */
@@ -150,48 +166,31 @@ async function answer(prompts: Prompt[], { config, sampler }: EvalParts, rewards
     solution: sample.solution,
     response: completions[0]?.text ?? "",
     reward: reward as number,
+    ...partsOf(sample),
   }));
 }
 
-function tally(samples: readonly Sample[], answered: ReadonlyMap<string, EvalRecord>): Omit<LevelResult, "skipped"> {
-  const whole: Tally = { correct: 0, n: 0 };
-  const parts: Record<string, Record<string, Tally>> = {};
+function partsOf(sample: Sample): Pick<EvalRecord, "parts"> {
+  const paths = partPaths(sample);
+  return paths.length === 0 ? {} : { parts: paths };
+}
+
+/** Counts what was answered; a question that could not be asked has no answer. */
+function tally(samples: readonly Sample[], answered: ReadonlyMap<string, EvalRecord>): LevelResult {
+  const result: LevelResult = { correct: 0, n: 0, parts: {}, skipped: 0 };
   for (const sample of samples) {
     const record = answered.get(sample.id);
-    if (record === undefined) continue;
-    const tallies = [whole];
-    for (const field of PART_FIELDS) {
-      const name = sample.fields[field];
-      if (typeof name !== "string") continue;
-      parts[field] ??= {};
-      parts[field][name] ??= { correct: 0, n: 0 };
-      tallies.push(parts[field][name]);
+    if (record === undefined) {
+      result.skipped++;
+      continue;
     }
-    for (const one of tallies) {
+    const inner = partPaths(sample).flatMap((path) => path.map((_, i) => partAt(result.parts, path.slice(0, i + 1))));
+    for (const one of [result, ...inner]) {
       one.n++;
       if (record.reward === 1) one.correct++;
     }
   }
-  return { ...whole, parts };
-}
-
-/** The answers a file holds; a line that was cut off when a process died is removed from it. */
-function readAnswers(file: string): Map<string, EvalRecord> {
-  if (!existsSync(file)) return new Map();
-  const text = readFileSync(file, "utf8");
-  const whole = text.slice(0, text.lastIndexOf("\n") + 1);
-  if (whole.length < text.length) truncateSync(file, Buffer.byteLength(whole));
-  const lines = whole.split("\n").filter((line) => line !== "");
-  return new Map(
-    lines.map((line, i) => {
-      try {
-        const record = JSON.parse(line) as EvalRecord;
-        return [record.sample_id, record];
-      } catch (error) {
-        throw new CheckpointError(file, `line ${i + 1} is not valid JSON`, {}, error);
-      }
-    }),
-  );
+  return result;
 }
 
 function questionText({ messages }: Sample): string {

@@ -1,16 +1,10 @@
 /** Results of evaluations as an aligned table and as a summary for other programs. */
 
 import { wilsonInterval } from "./intervals.ts";
+import { type PartTally, type Tally, walkParts } from "./parts.ts";
+import { PUBLISHED, type PublishedBenchmark, type PublishedFigures, publishedPart } from "./published.ts";
 
-/** How many of the questions of a level, or of a part of it, were answered right. */
-export interface Tally {
-  correct: number;
-  n: number;
-}
-
-export interface LevelResult extends Tally {
-  /** By a field of the records that names parts of the level: `domain` -> `Hobbies` -> tally. Empty where records have none. */
-  parts: Record<string, Record<string, Tally>>;
+export interface LevelResult extends PartTally {
   /** Records that could not be read and were skipped (data.onBadSample: skip); not in n. */
   skipped: number;
 }
@@ -27,19 +21,34 @@ export interface Summary {
   high: number;
 }
 
-/** A table of every level and its parts: name, correct / questions, accuracy, 95 % interval. */
-export function evalTable(results: EvalResults): string {
-  const rows = [["level", "correct", "accuracy", "95 % interval"]];
+/** Longest name of a part that a table shows whole. */
+const NAME_WIDTH = 30;
+
+/**
+ * A table of every level and its parts: right / questions, accuracy, 95 % Wilson interval. Levels that `benchmarks` says are a published
+ * benchmark have its figures beside them, whose sources follow the table.
+ */
+export function evalTable(results: EvalResults, benchmarks: Record<string, string | undefined> = {}): string {
+  const published = Object.keys(results).flatMap((level) => benchmarkOf(benchmarks[level]) ?? []);
+  const head = ["level", "right", "accuracy", "95 % interval"];
+  const rows = [published.length > 0 ? [...head, "published Vanilla", "SFT", "GRPO"] : head];
   for (const [level, result] of Object.entries(results)) {
-    rows.push([level, ...tallyCells(result)]);
-    for (const [field, parts] of Object.entries(result.parts)) {
-      for (const name of Object.keys(parts).sort()) {
-        rows.push([`  ${field} ${name}`, ...tallyCells(parts[name] as Tally)]);
-      }
+    const benchmark = benchmarkOf(benchmarks[level]);
+    rows.push([short(level), ...tallyCells(result), ...publishedCells(benchmark?.all, benchmark)]);
+    for (const { path, depth, tally } of walkParts(result.parts)) {
+      const figures = benchmark && publishedPart(benchmark, path);
+      const name = short(`${"  ".repeat(depth)}${path.at(-1)?.[1]}`);
+      rows.push([name, ...tallyCells(tally), ...publishedCells(figures, benchmark)]);
     }
-    if (result.skipped > 0) rows.push(["  skipped", String(result.skipped), "", ""]);
+    if (result.skipped > 0) rows.push(["  skipped", String(result.skipped)]);
   }
-  return alignTable(rows);
+  const notes = [...new Set(published.map(({ source }) => source))].map((source) => `Published: ${source}.`);
+  for (const [level, { n, skipped }] of Object.entries(results)) {
+    const whole = benchmarkOf(benchmarks[level])?.questions;
+    if (whole !== undefined && n + skipped !== whole)
+      notes.push(`${level}: ${n + skipped} questions here, ${whole} in the published set: not the same questions.`);
+  }
+  return [alignTable(rows), ...(notes.length > 0 ? ["", ...notes] : [])].join("\n");
 }
 
 /** The figures of each level for a summary file: `{"L1": {"accuracy": 0.46, "n": 2432, ...}}`. */
@@ -65,11 +74,27 @@ export function alignTable(rows: readonly (readonly string[])[]): string {
   return lines.join("\n");
 }
 
-function tallyCells({ correct, n }: Tally): string[] {
-  const [low, high] = wilsonInterval(correct, n);
-  return [`${correct}/${n}`, percent(correct, n), `${(100 * low).toFixed(1)} - ${(100 * high).toFixed(1)} %`];
+/** A name cut to the width of a table's first column. */
+export function short(name: string, width = NAME_WIDTH): string {
+  const characters = [...name];
+  return characters.length <= width ? name : `${characters.slice(0, width - 1).join("")}…`;
 }
 
-function percent(correct: number, n: number): string {
-  return n === 0 ? "-" : `${((100 * correct) / n).toFixed(1)} %`;
+function benchmarkOf(name: string | undefined): PublishedBenchmark | undefined {
+  return name === undefined ? undefined : PUBLISHED[name];
+}
+
+function publishedCells(figures: PublishedFigures | undefined, benchmark: PublishedBenchmark | undefined): string[] {
+  if (figures === undefined) return [];
+  return [figures.vanilla, figures.sft, figures.grpo].map((percent) => percent.toFixed(benchmark?.decimals));
+}
+
+function tallyCells({ correct, n }: Tally): string[] {
+  if (n === 0) return ["0/0", "-", "-"];
+  const [low, high] = wilsonInterval(correct, n);
+  return [
+    `${correct}/${n}`,
+    `${((100 * correct) / n).toFixed(1)} %`,
+    `${(100 * low).toFixed(1)} - ${(100 * high).toFixed(1)} %`,
+  ];
 }

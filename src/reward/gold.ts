@@ -9,22 +9,37 @@ export function goldAnswer(solution: string): string {
 }
 
 /**
- * Looks at the gold answers of a set of questions before any is asked. Without one, accuracy would be 0 and nobody would know why; one
- * that is no letter is judged by its first character alone, which is said once.
+ * The letter of a multiple-choice gold answer: `A`, `A.`, `(A)`, `A. put the pan down`. Null for anything else, such as `42`, `Above`
+ * or a sentence that begins with a word of one letter.
+ */
+export function goldLetterOf(gold: string): string | null {
+  const match = /^\(?([A-Z])(?:$|[).:](?:$|\s))/.exec(gold);
+  return match?.[1] ?? null;
+}
+
+/**
+ * Looks at the gold answers of a set of questions before any is asked. Without one, the reward (accuracy or math) would be 0 and nobody
+ * would know why; how accuracy judges one that is no letter is said once.
  *
  * @throws DataError naming the first record that has none
  */
-export function checkGoldAnswers(samples: readonly Sample[], set: string): void {
+export function checkGoldAnswers(
+  samples: readonly Sample[],
+  set: string,
+  { firstLetter = false, reward = "accuracy" }: { firstLetter?: boolean; reward?: string } = {},
+): void {
   const without = samples.find(({ solution }) => goldAnswer(solution) === "");
   if (without !== undefined) {
     throw new DataError(
       { ...without.source, sampleId: without.id },
-      "has no gold answer, so accuracy cannot judge it; give the record an answer, or a solution of the form <answer>B.</answer>",
+      `has no gold answer, so ${reward} cannot judge it; give the record an answer, or a solution of the form <answer>B.</answer>`,
     );
   }
-  const open = samples.filter(({ solution }) => !/^[A-Z]\.?$/.test(goldAnswer(solution)));
+  if (reward !== "accuracy") return;
+  const open = samples.filter(({ solution }) => goldLetterOf(goldAnswer(solution)) === null);
   if (open.length > 0) {
     const fields = { set, questions: open.length, example: open[0]?.solution };
-    log.warn(fields, "gold answers that are no letter: accuracy compares their first characters only");
+    const rule = firstLetter ? "compares their first characters only" : "wants them word for word";
+    log.warn(fields, `gold answers that are no letter: accuracy ${rule}`);
   }
 }

@@ -3,16 +3,21 @@
 import type { RewardFunctionConfig } from "../config/schema.ts";
 import { ConfigError, RewardError } from "../errors.ts";
 import type { RolloutGroup } from "../types.ts";
-import { accuracy } from "./accuracy.ts";
+import { type AccuracyOptions, accuracy } from "./accuracy.ts";
 import { CustomReward } from "./custom.ts";
 import { format } from "./format.ts";
+import { math } from "./math.ts";
 import type { RewardArgs, RewardFunction } from "./reward-function.ts";
 
 /** Every reward that needs no module. */
-export const builtInRewards: Readonly<Record<string, RewardFunction>> = {
-  accuracy: ({ completions, solution }) => completions.map((text, i) => accuracy(text, solution[i] as string)),
-  format: ({ completions }) => completions.map(format),
-};
+function builtInRewards(options: AccuracyOptions): Readonly<Record<string, RewardFunction>> {
+  return {
+    accuracy: ({ completions, solution }) =>
+      completions.map((text, i) => accuracy(text, solution[i] as string, options)),
+    format: ({ completions }) => completions.map(format),
+    math: ({ completions, solution }) => math(completions, solution),
+  };
+}
 
 export interface Rewards {
   /**
@@ -25,7 +30,8 @@ export interface Rewards {
 }
 
 /** Builds the reward functions of a run. Throws ConfigError for an unknown or taken name or a missing module. */
-export function createRewards(configs: readonly RewardFunctionConfig[]): Rewards {
+export function createRewards(configs: readonly RewardFunctionConfig[], options: AccuracyOptions = {}): Rewards {
+  const builtIns = builtInRewards(options);
   const names = new Set<string>();
   const customs: CustomReward[] = [];
   const functions = configs.map(({ name, path, weight, timeoutS }) => {
@@ -33,7 +39,7 @@ export function createRewards(configs: readonly RewardFunctionConfig[]): Rewards
     if (name === "mean" || name === "std")
       throw new ConfigError(`rewards: "${name}" is the name of a metric`, { name });
     names.add(name);
-    if (path === undefined) return { name, weight, run: builtIn(name) };
+    if (path === undefined) return { name, weight, run: builtIn(builtIns, name) };
     const custom = new CustomReward({ name, path, timeoutS });
     customs.push(custom);
     return { name, weight, run: (args: RewardArgs) => custom.score(args) };
@@ -67,10 +73,10 @@ export function createRewards(configs: readonly RewardFunctionConfig[]): Rewards
   };
 }
 
-function builtIn(name: string): RewardFunction {
-  const found = Object.hasOwn(builtInRewards, name) ? builtInRewards[name] : undefined;
+function builtIn(builtIns: Readonly<Record<string, RewardFunction>>, name: string): RewardFunction {
+  const found = Object.hasOwn(builtIns, name) ? builtIns[name] : undefined;
   if (found) return found;
-  const known = Object.keys(builtInRewards).join(", ");
+  const known = Object.keys(builtIns).join(", ");
   throw new ConfigError(`rewards: "${name}" is not built in (${known}); give path for a module of your own`, { name });
 }
 

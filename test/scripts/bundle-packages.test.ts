@@ -19,6 +19,8 @@ test.each([
   ["node_modules/@huggingface/transformers/dist/transformers.node.mjs", true],
   ["node_modules/@huggingface/transformers/dist/transformers.web.js", false],
   ["node_modules/pino/pino.d.ts", false],
+  ["node_modules/mathjs/lib/esm/index.js", true],
+  ["node_modules/mathjs/lib/cjs", false],
 ])("%s: %s", (file, needed) => {
   expect(isNeeded(file)).toBe(needed);
 });
