@@ -8,3 +8,12 @@
 typedef int (*GroveAdamwLauncher)(void* param, const void* grad, int gradIsBfloat16, int16_t* low, float* m, float* v,
                                   const float* gradScale, int64_t n, float decay, float beta1, float gain1, float beta2,
                                   float gain2, float eps, float stepSize, float rsqrtCorrection2, void* stream);
+
+// bfloat16 throughout, contiguous; shapes and meaning in native/decode_attention.cc. partial: float32 [chunks * groups * groupSize * heads,
+// headDim], partialLse without the last dimension, both scratch; arrived: [2 * groups * kvHeads], zero before and after. headDim 64 or 128,
+// heads / kvHeads at most 16.
+typedef int (*GroveDecodeAttentionLauncher)(const void* qkv, const void* cos, const void* sin, void* ownK, void* ownV, const void* promptK,
+                                            const void* promptV, const int* rows, const int* promptStart, const int* promptLength,
+                                            const int* ownLength, void* out, float* partial, float* partialLse, unsigned* arrived,
+                                            int groups, int groupSize, int heads, int kvHeads, int headDim, int ownSlots, int chunks,
+                                            int chunkKeys, float scale, void* stream);

@@ -11,10 +11,17 @@ import { op } from "../torch/dispatch.ts";
 import { cat, scaledDotProductAttention, slice, squeeze, transpose, unsqueeze } from "../torch/ops.ts";
 import { keep } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
+import type { RopeTable } from "./rope.ts";
 
 export interface AttentionPlan {
   /** q [T, H, D], k and v [T, K, D], q and k already rotated. Returns [T, H, D]. */
   attend(layer: number, q: Tensor, k: Tensor, v: Tensor): Tensor;
+}
+
+/** A plan whose kernel does the rotation too. */
+export interface FusedAttentionPlan {
+  /** qkv [T, H + 2 K, D], not rotated. Returns [T, H, D]. */
+  attendProjections(layer: number, qkv: Tensor, rope: RopeTable): Tensor;
 }
 
 /** Segment lengths of a pack (see packed.ts). */

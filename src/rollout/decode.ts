@@ -16,13 +16,14 @@ import {
 import { keep, scope } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
 import { DecodePlan } from "./decode-plan.ts";
+import { FusedDecodePlan, KvPool } from "./fused-decode-plan.ts";
 import type { KvCache } from "./kv-cache.ts";
 import type { TokenSampler } from "./sample-token.ts";
 import type { SamplerModel } from "./sampler-model.ts";
 
 export interface RoundInput {
   model: SamplerModel;
-  cache: KvCache; // prompts filled in
+  cache: KvCache | KvPool; // prompts filled in
   sampler: TokenSampler;
   /** After each prompt's last token, [Q, V]. */
   promptLogits: Tensor;
@@ -102,7 +103,7 @@ export function decodeRound(input: RoundInput): RoundOutput {
 
 /** The tensors of a round. B = Q * G rows. */
 class RoundState implements Disposable {
-  readonly plan: DecodePlan;
+  readonly plan: DecodePlan | FusedDecodePlan;
   readonly tokens: Tensor; // [B] int64, drawn last
   readonly positions: Tensor; // [3, B] int64, of `tokens`
   readonly slot: Tensor; // [1] int64, where the cache puts `tokens`
@@ -144,7 +145,10 @@ class RoundState implements Disposable {
     this.ids = int([N, B]);
     this.sampledLogprobs = float([N, B]);
     this.logprobs = float([N, B]);
-    this.plan = new DecodePlan(cache, { step: this.slot, dtype: model.dtype, staticShapes: device !== "cpu" });
+    this.plan =
+      cache instanceof KvPool
+        ? new FusedDecodePlan(cache)
+        : new DecodePlan(cache, { step: this.slot, dtype: model.dtype, staticShapes: device !== "cpu" });
   }
 
   /** Draws a token per row from logits [B, V] and notes it in the next row of the outputs. */

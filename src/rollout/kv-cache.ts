@@ -8,31 +8,18 @@ import { invariant } from "../errors.ts";
 import { copy_, fill_, indexCopy_, reshape, select, slice, transpose, zeros } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Device, DType, Tensor } from "../torch/tensor.ts";
+import { type KvShape, kvBytes, kvDType } from "./kv-shape.ts";
 
-export interface KvShape {
-  layers: number;
-  questions: number; // Q
-  group: number; // G
-  kvHeads: number; // HK
-  headDim: number; // D
-  promptSlots: number; // P
-  ownSlots: number; // N
-}
-
-/** Element type of the buffers: float32 on the CPU, where half precision is slow and rounds the scores, else the model's own. */
-export function kvDType(device: Device, dtype: DType): DType {
-  return device === "cpu" ? "float32" : dtype;
-}
-
-/** Bytes of all buffers. */
-export function kvBytes(shape: KvShape, dtype: DType): number {
-  const { layers, questions, group, kvHeads, headDim, promptSlots, ownSlots } = shape;
-  const slots = questions * kvHeads * (promptSlots + group * ownSlots);
-  return 2 * layers * slots * headDim * (dtype === "float32" ? 4 : 2);
+/** What prefill fills and a decode plan reads. */
+export interface KvStore extends Disposable {
+  readonly shape: KvShape;
+  readonly bytes: number;
+  /** Stores a prompt's keys and values, [length, HK, D] each, of one layer. */
+  writePrompt(layer: number, question: number, k: Tensor, v: Tensor): void;
 }
 
 /** Own keys and values are ordered [question, head, completion], so that one batched product serves a whole group. */
-export class KvCache implements Disposable {
+export class KvCache implements KvStore {
   readonly shape: KvShape;
   readonly bytes: number;
   readonly dtype: DType;
@@ -67,7 +54,6 @@ export class KvCache implements Disposable {
     });
   }
 
-  /** Stores a prompt's keys and values, [length, HK, D] each, of one layer. */
   writePrompt(layer: number, question: number, k: Tensor, v: Tensor): void {
     const length = k.size(0);
     for (const [buffer, rows] of [

@@ -4,7 +4,7 @@ import { cat, indexSelect, slice } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
 import type { Prompt } from "../types.ts";
-import type { KvCache } from "./kv-cache.ts";
+import type { KvStore } from "./kv-cache.ts";
 import type { SamplerModel } from "./sampler-model.ts";
 import { packPrompts } from "./scheduler.ts";
 
@@ -12,7 +12,7 @@ import { packPrompts } from "./scheduler.ts";
  * Runs every prompt through the model once, several in one pass, and fills the cache with its keys and values. Prompt i becomes
  * question i of the cache. Returns the logits after each prompt's last token, [prompts, V].
  */
-export function prefill(model: SamplerModel, prompts: readonly Prompt[], cache: KvCache, tokenBudget: number): Tensor {
+export function prefill(model: SamplerModel, prompts: readonly Prompt[], cache: KvStore, tokenBudget: number): Tensor {
   return scope(() => {
     const lengths = prompts.map((prompt) => prompt.inputIds.length);
     const runs = packPrompts(lengths, tokenBudget);
@@ -30,7 +30,7 @@ export function prefill(model: SamplerModel, prompts: readonly Prompt[], cache: 
 }
 
 /** One pass over prompts that are questions `firstQuestion`, `firstQuestion + 1`, ... of the cache. */
-function prefillRun(model: SamplerModel, prompts: readonly Prompt[], cache: KvCache, firstQuestion: number): Tensor {
+function prefillRun(model: SamplerModel, prompts: readonly Prompt[], cache: KvStore, firstQuestion: number): Tensor {
   return scope(() => {
     const pack = packGroups(prompts.map((prompt) => ({ prompt, completions: [] })));
     const ends: number[] = [];

@@ -10,7 +10,9 @@ import { memoryStats, synchronize } from "../torch/cuda.ts";
 import { scope } from "../torch/scope.ts";
 import type { Completion, Prompt, RolloutGroup } from "../types.ts";
 import { decodeRound, type RoundOutput, StepGraph } from "./decode.ts";
-import { KvCache, type KvShape, kvBytes, kvDType } from "./kv-cache.ts";
+import { fusedDecodeFits, KvPool } from "./fused-decode-plan.ts";
+import { KvCache } from "./kv-cache.ts";
+import { type KvShape, kvDType, waveBytes } from "./kv-shape.ts";
 import { prefill } from "./prefill.ts";
 import { type SamplingOptions, TokenSampler } from "./sample-token.ts";
 import type { SamplerModel, TextDecoder } from "./sampler-model.ts";
@@ -25,6 +27,8 @@ export interface SamplerOptions {
   prefillTokens?: number;
   /** On CUDA: capture the decode step and replay it (default). */
   cudaGraph?: boolean;
+  /** `fused`: grove::decode_attention, one kernel; `plain`: products, softmax, products. Default: fused where the kernel takes the model. */
+  attention?: "fused" | "plain";
 }
 
 export interface RolloutOptions extends SamplingOptions {
@@ -32,7 +36,10 @@ export interface RolloutOptions extends SamplingOptions {
   maxNewTokens: number;
   seed: number;
   step: number;
-  /** Number of the first completion in the keys of the random draws; a second call with G here continues the groups of the first. */
+  /**
+   * Number of the first completion in the keys of the random draws; a second call with G here continues the groups of the first. A prompt that
+   * is given twice goes on where its first group ended, so that its groups differ.
+   */
   firstCompletion?: number;
   /** Called after every round with the completions that are done. */
   onProgress?: (done: number, total: number) => void;
@@ -55,11 +62,13 @@ export class Sampler implements Disposable {
   private readonly eosTokenIds: readonly number[];
   private readonly forbidden: readonly number[];
   private readonly stepGraph: StepGraph | null;
+  private readonly fused: boolean;
 
   constructor(options: SamplerOptions) {
     const { model, tokenizer } = options;
     this.options = options;
     this.stepGraph = model.device !== "cpu" && (options.cudaGraph ?? true) ? new StepGraph() : null;
+    this.fused = options.attention === undefined ? fusedDecodeFits(model) : options.attention === "fused";
     this.eosTokenIds = model.config.eosTokenIds.length > 0 ? model.config.eosTokenIds : tokenizer.eosTokenIds;
     this.forbidden = forbiddenIds(model.config, tokenizer);
     invariant(!this.eosTokenIds.some((id) => this.forbidden.includes(id)), "a stop token may not be sampled");
@@ -72,24 +81,26 @@ export class Sampler implements Disposable {
   rolloutGroups(prompts: readonly Prompt[], options: RolloutOptions): RolloutGroup[] {
     const { model, config } = this.options;
     const { groupSize, maxNewTokens } = options;
+    const dtype = kvDType(model.device, model.dtype);
     invariant(groupSize >= 1 && maxNewTokens >= 1, "a rollout needs at least one completion of one token");
     Object.assign(this.stats, emptyStats());
     const groups = prompts.map(
       (prompt): RolloutGroup => ({ prompt, completions: [], rewards: [], rewardBreakdown: {}, advantages: [] }),
     );
     using tokenSampler = new TokenSampler(model.config.text.vocabSize, this.forbidden, options, model.device);
+    const firsts = firstCompletions(prompts, options);
     const waves = planWaves(
       prompts.map((prompt) => prompt.inputIds.length),
       {
         groupSize,
         maxConcurrent: config.maxConcurrent,
         maxBytes: availableBytes(model.device),
-        bytesOf: (sizes) => this.waveBytes(this.kvShape(sizes, maxNewTokens)),
+        bytesOf: (sizes) => waveBytes(this.kvShape(sizes, maxNewTokens), dtype, model.config.text.vocabSize),
       },
     );
     let done = 0;
     for (const wave of waves) {
-      this.runWave(wave, groups, tokenSampler, options, (completions) => {
+      this.runWave(wave, groups, firsts, tokenSampler, options, (completions) => {
         done += completions;
         options.onProgress?.(done, prompts.length * groupSize);
       });
@@ -105,6 +116,7 @@ export class Sampler implements Disposable {
   private runWave(
     wave: Wave,
     groups: readonly RolloutGroup[],
+    firsts: readonly number[],
     sampler: TokenSampler,
     options: RolloutOptions,
     onRound: (completions: number) => void,
@@ -118,11 +130,14 @@ export class Sampler implements Disposable {
       { questions: own.length, group: round, promptSlots: Math.max(...lengths) },
       options.maxNewTokens,
     );
-    using cache = new KvCache(shape, lengths, model);
+    using cache = this.fused ? new KvPool(shape, lengths, model) : new KvCache(shape, lengths, model);
     const started = performance.now();
     using promptLogits = scope(() => prefill(model, prompts, cache, prefillTokens));
     // On the host, while the device works on the prompts.
-    const uniforms = wave.rounds.map(({ first }) => drawUniforms(prompts, options, first, round));
+    const uniforms = wave.rounds.map(({ first }) => {
+      const numbers = wave.questions.map((index) => (firsts[index] as number) + first);
+      return drawUniforms(prompts, options, numbers, round);
+    });
     waitFor(model);
     const prefilled = performance.now();
     for (const [i, { count }] of wave.rounds.entries()) {
@@ -190,12 +205,6 @@ export class Sampler implements Disposable {
       ownSlots: align(maxNewTokens),
     };
   }
-
-  /** Keys, values, and a few float32 rows of the vocabulary for every completion. */
-  private waveBytes(shape: KvShape): number {
-    const { device, dtype, config } = this.options.model;
-    return kvBytes(shape, kvDType(device, dtype)) + shape.questions * shape.group * config.text.vocabSize * 4 * 6;
-  }
 }
 
 /**
@@ -214,21 +223,38 @@ export function forbiddenIds(config: SamplerModel["config"], tokenizer: TextDeco
   ];
 }
 
-/** The numbers that choose the tokens, [maxNewTokens, questions * count], in [0, 1) and exact in float32. */
+/** The number of each prompt's first completion in the keys of the draws: the n-th occurrence of a sample id begins n groups later. */
+export function firstCompletions(
+  prompts: readonly Prompt[],
+  { firstCompletion = 0, groupSize }: Pick<RolloutOptions, "firstCompletion" | "groupSize">,
+): number[] {
+  const seen = new Map<string, number>();
+  return prompts.map(({ sample: { id } }) => {
+    const occurrence = seen.get(id) ?? 0;
+    seen.set(id, occurrence + 1);
+    return firstCompletion + occurrence * groupSize;
+  });
+}
+
+/**
+ * The numbers that choose the tokens, [maxNewTokens, questions * count], in [0, 1) and exact in float32.
+ * @param firsts number of the first completion of each prompt
+ */
 export function drawUniforms(
   prompts: readonly Prompt[],
-  options: Pick<RolloutOptions, "seed" | "step" | "maxNewTokens" | "firstCompletion" | "greedy">,
-  first: number,
+  options: Pick<RolloutOptions, "seed" | "step" | "maxNewTokens" | "greedy">,
+  firsts: readonly number[],
   count: number,
 ): Float32Array {
-  const { seed, step, maxNewTokens, firstCompletion = 0, greedy = false } = options;
+  const { seed, step, maxNewTokens, greedy = false } = options;
   const rows = prompts.length * count;
   const numbers = new Float32Array(maxNewTokens * rows);
   if (greedy) return numbers;
   for (const [q, prompt] of prompts.entries()) {
     for (let g = 0; g < count; g++) {
+      const completion = (firsts[q] as number) + g;
       for (let position = 0; position < maxNewTokens; position++) {
-        const u = uniform(seed, "sample", step, prompt.sample.id, firstCompletion + first + g, position);
+        const u = uniform(seed, "sample", step, prompt.sample.id, completion, position);
         // 24 bits: rounding to float32 must not reach 1.
         numbers[position * rows + q * count + g] = Math.floor(u * 2 ** 24) / 2 ** 24;
       }

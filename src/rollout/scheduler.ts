@@ -1,6 +1,6 @@
 /** Splits a rollout into waves that fit the limits on completions and memory. What is sampled never depends on the split. */
 
-import type { KvShape } from "./kv-cache.ts";
+import type { KvShape } from "./kv-shape.ts";
 
 /** Questions decoded together. Every question is in one wave only, so its prompt is computed once. */
 export interface Wave {

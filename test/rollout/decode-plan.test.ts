@@ -1,7 +1,8 @@
 import { expect, test } from "vitest";
 import { normal } from "../../src/random.ts";
 import { DecodePlan } from "../../src/rollout/decode-plan.ts";
-import { KvCache, type KvShape, kvBytes } from "../../src/rollout/kv-cache.ts";
+import { KvCache } from "../../src/rollout/kv-cache.ts";
+import { type KvShape, kvBytes } from "../../src/rollout/kv-shape.ts";
 import { add_, zeros } from "../../src/torch/ops.ts";
 import { liveTensors, scope } from "../../src/torch/scope.ts";
 import { fromArray } from "../../src/torch/tensor.ts";

@@ -102,6 +102,16 @@ test("seed, step and sample id change the draws", () => {
   for (const other of [one({ seed: 12 }), one({ step: 3 }), one({}, "z")]) expect(other).not.toEqual(original);
 });
 
+test("a prompt that is given twice gets two groups: the second goes on where the first ended, in whatever waves they are", () => {
+  const [a, b] = [prompts[0], prompts[1]] as [(typeof prompts)[0], (typeof prompts)[0]];
+  const double = idsOf(samplerOf().rolloutGroups([a], { ...base, groupSize: 8 }));
+  for (const maxConcurrent of [256, 4, 3]) {
+    const [first, other, second] = idsOf(samplerOf(maxConcurrent).rolloutGroups([a, b, a], base));
+    expect([...(first as number[][]), ...(second as number[][])]).toEqual(double[0]);
+    expect(other).toEqual(idsOf(samplerOf().rolloutGroups([b], base))[0]);
+  }
+});
+
 test("a longer limit continues the same completions", () => {
   const short = idsOf(samplerOf().rolloutGroups(prompts, { ...base, maxNewTokens: 5 }));
   const long = idsOf(samplerOf().rolloutGroups(prompts, { ...base, maxNewTokens: 9 }));
@@ -223,10 +233,10 @@ test("a model that gives NaN is an error that names the sample", () => {
 });
 
 test("uniform numbers are keyed, exact in float32 and below 1", () => {
-  const numbers = drawUniforms(prompts.slice(0, 2), base, 0, 4);
+  const numbers = drawUniforms(prompts.slice(0, 2), base, [0, 0], 4);
   expect(numbers).toHaveLength(12 * 8);
   expect(numbers.every((u) => u >= 0 && u < 1 && Math.fround(u) === u)).toBe(true);
   expect(new Set(numbers).size).toBe(numbers.length);
-  const second = drawUniforms(prompts.slice(1, 2), base, 2, 1);
+  const second = drawUniforms(prompts.slice(1, 2), base, [2], 1);
   expect(second[3]).toBe(numbers[3 * 8 + 4 + 2]); // position 3, completion 2 of prompt b
 });

@@ -6,7 +6,7 @@ import { linear } from "../../torch/ops.ts";
 import { scope } from "../../torch/scope.ts";
 import type { Device, DType, Tensor } from "../../torch/tensor.ts";
 import type { VisionInput } from "../../types.ts";
-import type { AttentionPlan } from "../attention.ts";
+import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
 import type { Packed } from "../packed.ts";
 import type { Parameter } from "../parameter.ts";
 import { PackedPass, type PassModel, type PassOptions } from "../pass.ts";
@@ -103,7 +103,7 @@ export class Qwen2VL implements Disposable {
   }
 
   /** Input embeddings [T, hidden] up to the final norm, [T, hidden]; positions [3, T]. Works under capture when positions are on the device. */
-  forward(hidden: Tensor, positions: Int32Array | Tensor, plan: AttentionPlan): Tensor {
+  forward(hidden: Tensor, positions: Int32Array | Tensor, plan: AttentionPlan | FusedAttentionPlan): Tensor {
     return scope(() =>
       noGrad(() => {
         const rope = this.#textRope.table(positions, this.dtype);

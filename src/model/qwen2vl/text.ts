@@ -9,7 +9,7 @@ import { ShapeError } from "../../errors.ts";
 import { op } from "../../torch/dispatch.ts";
 import { addmm, embedding, indexCopy_, linear, reshape, split, transpose } from "../../torch/ops.ts";
 import { fromArray, type Tensor } from "../../torch/tensor.ts";
-import type { AttentionPlan } from "../attention.ts";
+import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
 import { type RopeTable, rotate } from "../rope.ts";
 import type { Step } from "../tape.ts";
 import { headDim, type Qwen2VLConfig } from "./config.ts";
@@ -27,7 +27,7 @@ export function textLayer(
   weights: TextLayerWeights,
   config: Qwen2VLConfig,
   rope: RopeTable,
-  plan: AttentionPlan,
+  plan: AttentionPlan | FusedAttentionPlan,
   index: number,
 ): Tensor {
   const { numHeads: H, numKvHeads: K, rmsNormEps } = config.text;
@@ -38,11 +38,23 @@ export function textLayer(
     H + 2 * K,
     D,
   ]);
-  const [unrotated, v] = split(qkv, [H + K, K], 1) as [Tensor, Tensor];
-  const [q, k] = split(rotate(unrotated, rope), [H, K], 1) as [Tensor, Tensor];
-  const attended = reshape(plan.attend(index, q, k, v), [T, H * D]);
+  const attended = reshape(attend(qkv, rope, plan, index, [H, K]), [T, H * D]);
   const h = addmm(x, attended, transpose(weights.o, 0, 1)); // residual and projection in one product
   return swigluDown(h, linear(rmsNorm(h, weights.mlpNorm, rmsNormEps), weights.gateUp), weights.down);
+}
+
+/** qkv [T, H + 2 K, D] to [T, H, D]. */
+function attend(
+  qkv: Tensor,
+  rope: RopeTable,
+  plan: AttentionPlan | FusedAttentionPlan,
+  index: number,
+  [H, K]: [number, number],
+): Tensor {
+  if ("attendProjections" in plan) return plan.attendProjections(index, qkv, rope);
+  const [unrotated, v] = split(qkv, [H + K, K], 1) as [Tensor, Tensor];
+  const [q, k] = split(rotate(unrotated, rope), [H, K], 1) as [Tensor, Tensor];
+  return plan.attend(index, q, k, v);
 }
 
 /** All layers, without the final norm. `x` stays the caller's. */
@@ -51,7 +63,7 @@ export function textLayers(
   weights: TextWeights,
   config: Qwen2VLConfig,
   rope: RopeTable,
-  plan: AttentionPlan,
+  plan: AttentionPlan | FusedAttentionPlan,
   step: Step,
 ): Tensor {
   let hidden = x;
