@@ -7,6 +7,7 @@
 #include "cuda.h"
 #include "dispatch.h"
 #include "error.h"
+#include "file_read.h"
 #include "generator.h"
 #include "runtime.h"
 #include "tensor.h"
@@ -39,7 +40,7 @@ const Export kExports[] = {
     GROVE_EXPORT(eventElapsed),      GROVE_EXPORT(graphNew),          GROVE_EXPORT(graphFree),
     GROVE_EXPORT(graphBegin),        GROVE_EXPORT(graphEnd),          GROVE_EXPORT(graphReplay),
     GROVE_EXPORT(loadKernels),       GROVE_EXPORT(setNumThreads),     GROVE_EXPORT(versions),
-    GROVE_EXPORT(benchAdd),
+    GROVE_EXPORT(benchAdd),          GROVE_EXPORT(mapRead),
 };
 #undef GROVE_EXPORT
 

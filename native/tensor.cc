@@ -76,7 +76,7 @@ int64_t bytesOf(const std::vector<int64_t>& sizes, at::ScalarType dtype) {
 
 struct Mapping {
   explicit Mapping(const std::string& path) {
-    int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) throw EngineError("OP", path + ": " + std::strerror(errno));
     struct stat info;
     if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -86,16 +86,20 @@ struct Mapping {
     bytes = static_cast<size_t>(info.st_size);
     // Private and writable: an in-place op on such a tensor changes our copy of the page, never the file.
     void* mapped = bytes == 0 ? nullptr : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-    int failure = errno;
-    close(fd);
-    if (mapped == MAP_FAILED) throw EngineError("OP", path + ": mmap: " + std::strerror(failure));
+    if (mapped == MAP_FAILED) {
+      int failure = errno;
+      close(fd);
+      throw EngineError("OP", path + ": mmap: " + std::strerror(failure));
+    }
     data = static_cast<char*>(mapped);
   }
   ~Mapping() {
     if (data != nullptr) munmap(data, bytes);
+    close(fd);
   }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
+  int fd = -1;  // stays open: mapRead reads through it
   char* data = nullptr;
   size_t bytes = 0;
 };
@@ -106,6 +110,11 @@ SlotTable<std::shared_ptr<Mapping>>& mappings() {
 }
 
 }  // namespace
+
+OpenFile openFileOf(double handle) {
+  const Mapping& mapping = *mappings().at(handle);
+  return {mapping.fd, mapping.bytes};
+}
 
 // exchangeBuffer(): ArrayBuffer over io().
 napi_value exchangeBuffer(napi_env env, napi_callback_info) {
@@ -200,7 +209,7 @@ napi_value liveTensors(napi_env, napi_callback_info) {
   return nullptr;
 }
 
-// mapOpen(path): handle of a read-only file mapping; io[0] = its length in bytes.
+// mapOpen(path): handle of a file, open and mapped; io[0] = its length in bytes. Nothing is read before it is touched or asked for.
 napi_value mapOpen(napi_env env, napi_callback_info info) {
   Args args(env, info, 1);
   auto mapping = std::make_shared<Mapping>(args.string(0));

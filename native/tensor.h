@@ -23,6 +23,13 @@ double codeFromDevice(c10::Device device);
 // An at::ScalarType from its number; refuses numbers that are none.
 at::ScalarType scalarTypeFromCode(int64_t code);
 
+// What mapOpen opened: valid as long as the handle is.
+struct OpenFile {
+  int fd;
+  size_t bytes;
+};
+OpenFile openFileOf(double handle);
+
 napi_value exchangeBuffer(napi_env env, napi_callback_info info);
 napi_value tensorMeta(napi_env env, napi_callback_info info);
 napi_value tensorFree(napi_env env, napi_callback_info info);

@@ -1,4 +1,4 @@
-"""Writes test/fixtures/qwen2vl: a tiny random Qwen2-VL and what Hugging Face transformers computes with it.
+"""Writes test/fixtures/qwen2vl*: tiny random Qwen2-VLs and what Hugging Face transformers computes with them.
 
 Run:  python3 scripts/make-goldens.py        (needs torch, transformers and safetensors; versions go to versions.json)
 
@@ -7,6 +7,9 @@ Files
   goldens.safetensors    pixels, ids, M-RoPE positions, vision features, input embeddings, logits and per-token logprobs per case
   gradients.safetensors  d(loss) / d(parameter) of case "group": loss = sum_t weights_t * logprob_t over both completions
   mrope.json             ids, grids, positions and next position of more layouts (odd grids, several media, text only)
+qwen2vl-cases/<model>/   more shapes: config.json, generation_config.json, model.safetensors; goldens.safetensors with positions, features, logits,
+                         logprobs and 64 greedy tokens per case; gradients.json with [norm, sum_k g_k cos(0.7 k)] per parameter, over all cases
+qwen2vl-shapes/          names.json: parameters of the released 2B, 7B and 72B (their config.json beside it), counted on the meta device
 """
 
 import json
@@ -17,7 +20,7 @@ import safetensors
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 OUT = Path(__file__).resolve().parent.parent / "test" / "fixtures" / "qwen2vl"
 IMAGE, VIDEO, START, END, EOS = 90, 91, 92, 93, [94, 95]
@@ -176,4 +179,139 @@ def main():
     (OUT / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
 
+# ---------------------------------------------------------------- more shapes
+
+VISION = dict(depth=1, embed_dim=16, mlp_ratio=2, num_heads=2, in_channels=3, patch_size=2, spatial_merge_size=MERGE, temporal_patch_size=2)
+MODELS = {
+    "gqa-1-1-tied": dict(hidden=32, heads=4, kv=4, section=[2, 1, 1], tied=True, theta=10000.0),
+    "gqa-7-1-untied": dict(hidden=56, heads=7, kv=1, section=[1, 1, 2], tied=False, theta=1000000.0),
+    "mrope-5-1-2-tied": dict(hidden=32, heads=2, kv=1, section=[5, 1, 2], tied=True, theta=500.0),
+}
+MORE_CASES = {
+    "text": [9],
+    "image": [("image", (1, 6, 10)), 4],
+    "videos": [2, ("video", (2, 2, 6)), 3, ("video", (1, 6, 2)), 2],
+    "mixed": [1, ("image", (1, 2, 2)), 2, ("video", (2, 6, 4)), ("image", (1, 10, 2)), 3, ("video", (1, 2, 10)), 2],
+}
+NEW_TOKENS = 64
+
+
+def build_more(spec, seed):
+    config = Qwen2VLConfig(
+        text_config=dict(
+            vocab_size=96, hidden_size=spec["hidden"], intermediate_size=40, num_hidden_layers=2, num_attention_heads=spec["heads"],
+            num_key_value_heads=spec["kv"], max_position_embeddings=512, rms_norm_eps=1e-6, bos_token_id=94, eos_token_id=95,
+            rope_parameters=dict(rope_theta=spec["theta"], rope_type="default", mrope_section=spec["section"]),
+        ),
+        vision_config=dict(VISION, hidden_size=spec["hidden"]),
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END,
+        tie_word_embeddings=spec["tied"], bos_token_id=94, eos_token_id=95,
+    )
+    model = Qwen2VLForConditionalGeneration(config).float().eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.copy_((0.0 if "bias" in name else 1.0) + 0.3 * torch.randn_like(p))
+            else:
+                # small embeddings and sharp attention: greedy text then hangs on what it attends to, and does not repeat one token
+                scale = 1.95 if "q_proj" in name or "k_proj" in name else 1.3
+                p.copy_(torch.randn_like(p) * (0.1 if "embed_tokens" in name else scale / p[0].numel() ** 0.5))
+        model.lm_head.weight[EOS] *= 0.05  # greedy text runs its full length
+    model.generation_config = GenerationConfig(bos_token_id=94, eos_token_id=EOS, pad_token_id=94, do_sample=False)
+    return model
+
+
+def greedy(model, batch):
+    out = model.generate(
+        **batch, do_sample=False, max_new_tokens=NEW_TOKENS, suppress_tokens=[IMAGE, VIDEO, START, END], output_scores=True, return_dict_in_generate=True
+    )
+    scores = torch.stack([s[0] for s in out.scores])
+    best = scores.topk(2, dim=-1).values
+    spread = scores[:, torch.isfinite(scores[0])].std(dim=-1)
+    return out.sequences[0, batch["input_ids"].shape[1] :], float(((best[:, 0] - best[:, 1]) / spread).min())
+
+
+def more_shapes():
+    for m, (name, spec) in enumerate(MODELS.items()):
+        folder = OUT.parent / "qwen2vl-cases" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        made = {}
+        for case, (case_name, parts) in enumerate(MORE_CASES.items()):
+            ids, grids = layout(parts, 60 + case)
+            pixels = {
+                kind: [torch.randn(t * h * w, 3 * 2 * 2 * 2, generator=torch.Generator().manual_seed(200 + 10 * case + i)) for i, (t, h, w) in enumerate(of_kind)]
+                for kind, of_kind in grids.items()
+            }
+            made[case_name] = (ids, grids, pixels)
+        for draw in range(50):  # no greedy choice may hang on a near tie, and texts must not be one loop
+            model = build_more(spec, 300 + 50 * m + draw)
+            texts = {case: greedy(model, inputs(*made[case])) for case in made}
+            if min(margin for _, margin in texts.values()) > 3e-4 and all(len(set(text.tolist())) >= 12 for text, _ in texts.values()):
+                break
+        else:
+            raise RuntimeError("no draw without a near tie or a text that repeats itself")
+        gold = {}
+        for case, (ids, grids, pixels) in made.items():
+            completion = text(5, torch.Generator().manual_seed(70)) + [EOS[0]]
+            model.model.rope_deltas = None
+            out = model(**inputs(ids + completion, grids, pixels), use_cache=False)
+            logits = out.logits[0]
+            logprobs = logits[len(ids) - 1 : -1].log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
+            weights = torch.randn(len(completion), generator=torch.Generator().manual_seed(71))
+            (weights * logprobs).sum().backward()
+            features = [model.model.visual(p, grid_thw=torch.tensor([grid])).pooler_output
+                        for kind in ("image", "video") for grid, p in zip(grids[kind], pixels[kind])]
+            gold |= {
+                f"{case}.ids": torch.tensor(ids, dtype=torch.int32), f"{case}.completion0": torch.tensor(completion, dtype=torch.int32),
+                f"{case}.positions": positions_of(model, ids, grids).to(torch.int32).contiguous(), f"{case}.weights0": weights,
+                f"{case}.logits0": logits.detach().clone(), f"{case}.logprobs0": logprobs.detach().clone(), f"{case}.greedy": texts[case][0].to(torch.int32),
+            }
+            if features:
+                gold[f"{case}.features"] = torch.cat(features).detach().clone()
+            for kind in ("image", "video"):
+                for i, (grid, p) in enumerate(zip(grids[kind], pixels[kind])):
+                    gold[f"{case}.{kind}{i}.grid"] = torch.tensor(grid, dtype=torch.int32)
+                    gold[f"{case}.{kind}{i}.pixels"] = p
+        gradients = {}
+        for p_name, p in model.named_parameters():
+            g = p.grad.double().flatten()
+            gradients[p_name] = [float(g.norm()), float((g * torch.cos(0.7 * torch.arange(len(g), dtype=torch.float64))).sum())]
+        model.save_pretrained(folder)
+        save_file({k: v.contiguous() for k, v in gold.items()}, folder / "goldens.safetensors")
+        (folder / "gradients.json").write_text(json.dumps(gradients) + "\n")
+        print(name, "draw", draw, "least margin", min(margin for _, margin in texts.values()), "distinct", [len(set(t.tolist())) for t, _ in texts.values()])
+
+
+# ---------------------------------------------------------------- the released shapes
+
+
+def pattern(tensors):
+    """Names with layer numbers replaced by *, each with its shape and how often it occurs."""
+    import re
+
+    out = {}
+    for name, shape in tensors:
+        key = re.sub(r"\.\d+\.", ".*.", name, count=1) if re.search(r"(layers|blocks)\.\d+\.", name) else name
+        entry = out.setdefault(key, dict(shape=list(shape), count=0))
+        assert entry["shape"] == list(shape)
+        entry["count"] += 1
+    return out
+
+
+def released_shapes():
+    folder = OUT.parent / "qwen2vl-shapes"
+    out = {}
+    for name in ("2b", "7b", "72b"):
+        config = AutoConfig.for_model(**json.loads((folder / f"{name}.json").read_text()))
+        with torch.device("meta"):
+            model = Qwen2VLForConditionalGeneration(config)
+        stored = {n: tuple(p.shape) for n, p in model.named_parameters()}  # a tied head is named once
+        out[name] = dict(parameters=model.num_parameters(), tensors=pattern(stored.items()))
+    (folder / "names.json").write_text(json.dumps(out, indent=1) + "\n")
+    print({name: entry["parameters"] for name, entry in out.items()})
+
+
 main()
+more_shapes()
+released_shapes()

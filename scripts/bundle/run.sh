@@ -1,8 +1,9 @@
 #!/bin/sh
 # Grove on a machine without Node and without internet: python3 with torch 2.11 to 2.13 and g++ are enough.
 #   ./run.sh doctor                                 what this machine has, and what is missing
-#   ./run.sh grpo --config configs/8xa100.yaml      sft, eval, generate, score, inspect, make-dataset, quickstart likewise
+#   ./run.sh grpo --config configs/8xa100.yaml      sft, eval, compare, generate, score, inspect, check-data, make-dataset, quickstart likewise
 #   ./run.sh bench dispatch                         benchmarks
+#   ./run.sh parity --device cuda                   every stage beside Hugging Face transformers, where python3 has it
 #   ./run.sh selftest                               the tests that need a GPU; `selftest model/` picks others by name
 # The first use builds the native addon against this machine's torch, into build/ beside this file.
 set -e
@@ -22,6 +23,7 @@ esac
 "$node" "$root/scripts/setup.mjs" --quiet
 case "$command" in
   bench) exec "$node" --import "$tsx" "$root/bench/main.ts" "$@" ;;
+  parity) exec "$node" --import "$tsx" "$root/scripts/parity/main.ts" "$@" ;;
   selftest) exec "$node" --import "$tsx" "$root/node_modules/vitest/selftest.js" "$@" ;;
   *) exec "$node" --import "$tsx" "$root/src/cli/main.ts" "$command" "$@" ;;
 esac

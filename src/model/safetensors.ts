@@ -1,6 +1,7 @@
 /**
  * The safetensors format: 8 bytes of header length (little endian), a JSON header of `{name: {dtype, shape, data_offsets}}`, then the
- * raw data. Reading maps the file, so that a tensor costs nothing until it is copied; writing goes to a temporary name, is flushed to
+ * raw data. An open file is mapped: a tensor of it costs nothing until it is touched; weights are read into their place (weight-reader.ts).
+ * Writing goes to a temporary name, is flushed to
  * the disk, and then renamed, so that a crash never leaves a half-written file under the real name.
  */
 
@@ -20,7 +21,7 @@ import { dirname, join } from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { contiguous, to, viewDtype } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
-import { type DType, MappedFile, type Tensor } from "../torch/tensor.ts";
+import { type DType, type FileRead, MappedFile, type Tensor } from "../torch/tensor.ts";
 
 const DTYPES: Record<string, { dtype: DType; bytes: number }> = {
   F64: { dtype: "float64", bytes: 8 },
@@ -65,6 +66,16 @@ export class SafetensorsFile implements Disposable {
 
   shape(name: string): readonly number[] {
     return this.#entry(name).shape;
+  }
+
+  dtype(name: string): DType {
+    return this.#entry(name).dtype;
+  }
+
+  /** The bytes of a tensor from its element `first` on, for MappedFile.read: as many as `into` (of the same dtype) holds. */
+  read(name: string, into: Tensor, first = 0): FileRead {
+    const { offset, dtype } = this.#entry(name);
+    return { file: this.#map, byteOffset: offset + byteLength(dtype, [first]), into };
   }
 
   tensor(name: string): Tensor {

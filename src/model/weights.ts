@@ -13,6 +13,7 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Device, DType, Tensor } from "../torch/tensor.ts";
 import type { Parameter, ParameterPart, ParameterSpec } from "./parameter.ts";
 import { byteLength, openShards, replaceFile, writeSafetensors } from "./safetensors.ts";
+import { readWeights, type WeightRead } from "./weight-reader.ts";
 
 /** A name of either layout in the original one. */
 export function originalName(name: string): string {
@@ -21,8 +22,11 @@ export function originalName(name: string): string {
   return name;
 }
 
+/** Rotary frequencies, which old writers stored beside the weights: they follow from config.json. */
+const COMPUTED = /(^|\.)rotary_(pos_)?emb\.inv_freq$/;
+
 /**
- * Reads all parameters from a folder, converting the dtype on the way to the device.
+ * Reads all parameters from a folder straight to their device, converting the dtype there. The host holds no copy of them on the way.
  * `ignored` names may be present and are not read (the copy of a tied head).
  * @throws CheckpointError that lists every missing, unexpected and misshapen tensor at once.
  */
@@ -33,13 +37,18 @@ export function loadParameters(
 ): Parameter[] {
   const { files, fileOf } = openShards(folder);
   try {
-    const stored = new Map([...fileOf].map(([name, file]) => [originalName(name), { name, file }]));
+    const stored = new Map<string, { name: string; file: (typeof files)[number] }>();
+    const twice: string[] = []; // one tensor under both names
+    for (const [name, file] of fileOf) {
+      if (COMPUTED.test(name)) continue;
+      if (stored.has(originalName(name))) twice.push(name);
+      else stored.set(originalName(name), { name, file });
+    }
     const parts = specs.flatMap((spec) => spec.parts);
     const missing = parts.filter((part) => !stored.has(part.name)).map((part) => part.name);
     const known = new Set([...parts.map((part) => part.name), ...(options.ignored ?? [])]);
-    const unexpected = [...stored.values()]
-      .filter(({ name }) => !known.has(originalName(name)))
-      .map(({ name }) => name);
+    const surplus = [...stored.values()].map(({ name }) => name).filter((name) => !known.has(originalName(name)));
+    const unexpected = [...surplus, ...twice];
     const misshapen = parts.flatMap((part) => {
       const found = stored.get(part.name);
       const shape = found?.file.shape(found.name);
@@ -55,14 +64,15 @@ export function loadParameters(
         misshapen,
       });
     }
-    return specs.map((spec) =>
-      makeParameter(spec, options, (tensor) => {
-        for (const part of spec.parts) {
+    return makeParameters(specs, options, (tensors) => {
+      const reads = specs.flatMap((spec, i) =>
+        spec.parts.map((part): WeightRead => {
           const { name, file } = stored.get(part.name) as { name: string; file: (typeof files)[number] };
-          copyRows(tensor, part, file.tensor(name));
-        }
-      }),
-    );
+          return { file, name, into: slice(tensors[i] as Tensor, 0, ...part.rows) };
+        }),
+      );
+      readWeights(reads);
+    });
   } finally {
     for (const file of files) file[Symbol.dispose]();
   }
@@ -74,17 +84,21 @@ export function randomParameters(
   options: { device: Device; dtype: DType; seed: number },
 ): Parameter[] {
   using generator = new Generator(options.seed, options.device);
-  return specs.map((spec) =>
-    makeParameter(spec, options, (tensor) => {
+  return makeParameters(specs, options, (tensors) => {
+    specs.forEach((spec, i) => {
+      const tensor = tensors[i] as Tensor;
       if ("constant" in spec.init) {
         fill_(tensor, spec.init.constant);
         return;
       }
+      const { std } = spec.init;
       // drawn in float32 whatever the dtype, so that bfloat16 weights are the rounded float32 ones
-      const draws = randn(spec.shape, { dtype: "float32", device: options.device, generator });
-      copy_(tensor, mul(draws, spec.init.std));
-    }),
-  );
+      scope(() => {
+        const draws = randn(spec.shape, { dtype: "float32", device: options.device, generator });
+        copy_(tensor, mul(draws, std));
+      });
+    });
+  });
 }
 
 /** A frozen copy in new memory. */
@@ -179,19 +193,25 @@ function writeJson(path: string, json: unknown): void {
   replaceFile(path, (fd) => writeSync(fd, `${JSON.stringify(json, null, 2)}\n`));
 }
 
-function makeParameter(
-  spec: ParameterSpec,
+/** Makes all tensors, then fills them; when that fails, none stays. */
+function makeParameters(
+  specs: readonly ParameterSpec[],
   options: { device: Device; dtype: DType },
-  fill: (tensor: Tensor) => void,
-): Parameter {
-  const tensor = keep(empty(spec.shape, options));
-  scope(() => noGrad(() => fill(tensor)));
-  return { name: spec.name, tensor: tensor.setRequiresGrad(true), parts: spec.parts };
-}
-
-function copyRows(tensor: Tensor, part: ParameterPart, source: Tensor): void {
-  const rows = slice(tensor, 0, ...part.rows);
-  copy_(rows, reshape(source, rows.shape));
+  fill: (tensors: readonly Tensor[]) => void,
+): Parameter[] {
+  const tensors: Tensor[] = [];
+  try {
+    for (const { shape } of specs) tensors.push(keep(empty(shape, options)));
+    scope(() => noGrad(() => fill(tensors)));
+  } catch (error) {
+    for (const tensor of tensors) tensor.free();
+    throw error;
+  }
+  return specs.map(({ name, parts }, i) => ({
+    name,
+    parts,
+    tensor: (tensors[i] as Tensor).setRequiresGrad(true),
+  }));
 }
 
 function same(a: readonly number[], b: readonly number[]): boolean {

@@ -50,6 +50,7 @@ export interface Addon {
   mapOpen(path: string): number;
   mapTensor(map: number, byteOffset: number, ndim: number, dtype: number): number;
   mapClose(map: number): void;
+  mapRead(count: number, threads: number): void;
   setGradMode(enabled: boolean): boolean;
   setRequiresGrad(handle: number, requires: boolean): void;
   getGrad(handle: number): number;

@@ -194,6 +194,19 @@ export function fromArray(
   }
 }
 
+/** Bytes of a file that go into a tensor as they are. */
+export interface FileRead {
+  file: MappedFile;
+  byteOffset: number;
+  /** Contiguous, e.g. some rows of a larger tensor; takes as many bytes as it holds. */
+  into: Tensor;
+}
+
+/** Threads of one MappedFile.read: from the page cache a disk's or a bus's speed takes more than one, and one process per GPU reads. */
+const READ_THREADS = 4;
+/** Reads that fit the exchange buffer. */
+const READS_PER_CALL = 16384;
+
 /** A file mapped into memory: tensors over its bytes without a copy; pages are read when touched. */
 export class MappedFile implements Disposable {
   readonly path: string;
@@ -233,6 +246,28 @@ export class MappedFile implements Disposable {
         shape,
         cause,
       );
+    }
+  }
+
+  /**
+   * Reads bytes straight into tensors of one device, by several threads. What the device was asked to do before is done first; when this
+   * returns, the bytes are there.
+   * @throws NativeError when bytes lie outside their file, a tensor is not contiguous or is on another device than the first
+   */
+  static read(reads: readonly FileRead[], options: { threads?: number } = {}): void {
+    for (let begin = 0; begin < reads.length; begin += READS_PER_CALL) {
+      const batch = reads.slice(begin, begin + READS_PER_CALL);
+      batch.forEach(({ file, byteOffset, into }, i) => {
+        io[3 * i] = file.#handle;
+        io[3 * i + 1] = byteOffset;
+        io[3 * i + 2] = into.handle;
+      });
+      try {
+        addon.mapRead(batch.length, options.threads ?? READ_THREADS);
+      } catch (cause) {
+        const files = [...new Set(batch.map(({ file }) => file.path))];
+        throw typedError("MappedFile.read", files.join(", "), batch[0]?.into.shape ?? [], cause);
+      }
     }
   }
 

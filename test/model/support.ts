@@ -1,5 +1,6 @@
 /** Helpers of the model tests: the tiny model of test/fixtures/qwen2vl, its goldens, random packs. */
 
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type PackedGroup, packGroups } from "../../src/model/packed.ts";
 import { parseConfig, type Qwen2VLConfig } from "../../src/model/qwen2vl/config.ts";
@@ -17,8 +18,8 @@ export const FIXTURES = fileURLToPath(new URL("../fixtures/qwen2vl/", import.met
 export class Goldens implements Disposable {
   readonly #file: SafetensorsFile;
 
-  constructor(name: string) {
-    this.#file = new SafetensorsFile(`${FIXTURES}${name}`);
+  constructor(name: string, folder = FIXTURES) {
+    this.#file = new SafetensorsFile(join(folder, name));
   }
 
   names(): string[] {

@@ -1,16 +1,18 @@
 /** Loading, saving, cloning and refusing. */
 
 import { spawnSync } from "node:child_process";
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, expect, test } from "vitest";
+import { afterAll, expect, test, vi } from "vitest";
+import { writeModelFolder } from "../../../src/data/tiny-model-folder.ts";
 import { CheckpointError } from "../../../src/errors.ts";
 import { packGroups } from "../../../src/model/packed.ts";
 import { readConfig } from "../../../src/model/qwen2vl/config.ts";
 import { Qwen2VL } from "../../../src/model/qwen2vl/model.ts";
 import { SafetensorsFile, writeSafetensors } from "../../../src/model/safetensors.ts";
-import { scope } from "../../../src/torch/scope.ts";
+import { liveTensors, scope } from "../../../src/torch/scope.ts";
+import { fromArray, MappedFile, type Tensor } from "../../../src/torch/tensor.ts";
 import { FIXTURES, randomGroup, shakenModel, tinyConfig } from "../support.ts";
 
 const root = mkdtempSync(join(tmpdir(), "grove-model-"));
@@ -23,7 +25,11 @@ function values(model: Qwen2VL): Record<string, number[]> {
 }
 
 /** A copy of the fixture whose weights were renamed, dropped or reshaped by `edit` (null drops). */
-function editedFixture(name: string, edit: (tensor: string) => { name: string; shape?: number[] } | null): string {
+function editedFixture(
+  name: string,
+  edit: (tensor: string) => { name: string; shape?: number[] } | null,
+  surplus: string[] = [],
+): string {
   const folder = join(root, name);
   cpSync(FIXTURES, folder, { recursive: true });
   using source = new SafetensorsFile(join(FIXTURES, "model.safetensors"));
@@ -34,7 +40,9 @@ function editedFixture(name: string, edit: (tensor: string) => { name: string; s
       ? []
       : [{ name: edited.name, dtype: "float32" as const, shape, read: () => source.tensor(tensor) }];
   });
-  writeSafetensors(join(folder, "model.safetensors"), entries);
+  const scalar = (): Tensor => fromArray([1], [1]);
+  const extra = surplus.map((tensor) => ({ name: tensor, dtype: "float32" as const, shape: [1], read: scalar }));
+  writeSafetensors(join(folder, "model.safetensors"), [...entries, ...extra]);
   return folder;
 }
 
@@ -104,6 +112,97 @@ test("missing, unexpected and misshapen tensors are listed together", () => {
   expect(details.unexpected).toEqual(["lm_head.wait"]);
   expect(message).toContain("3 missing: visual.blocks.1.norm1.bias, model.norm.weight, lm_head.weight");
   expect(message).toContain("1 misshapen: model.layers.0.self_attn.k_proj.weight: expected [16, 32], got [32, 16]");
+});
+
+test("rotary frequencies of old writers are passed over; a tensor under both names is surplus", () => {
+  const same = (name: string) => ({ name });
+  const old = editedFixture("inv-freq", same, [
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.language_model.rotary_emb.inv_freq",
+    "visual.rotary_pos_emb.inv_freq",
+  ]);
+  using original = Qwen2VL.load(FIXTURES, CPU);
+  using loaded = Qwen2VL.load(old, CPU);
+  expect(values(loaded)).toEqual(values(original));
+  const twice = editedFixture("twice", same, ["model.language_model.norm.weight", "model.inv_freq"]);
+  expect(() => Qwen2VL.load(twice, CPU)).toThrow("2 unexpected: model.inv_freq, model.language_model.norm.weight");
+});
+
+test("a folder that fails to load leaves no tensor behind", () => {
+  const folder = editedFixture("cut-while-open", (name) => ({ name }));
+  const before = liveTensors();
+  // the header is whole, the data is not: found out only while reading
+  const path = join(folder, "model.safetensors");
+  const read = vi.spyOn(MappedFile, "read").mockImplementationOnce((reads) => {
+    truncateSync(path, statSync(path).size - 4000);
+    MappedFile.read(reads);
+  });
+  expect(() => Qwen2VL.load(folder, CPU)).toThrow(/MappedFile\.read.*model\.safetensors.*ended early/s);
+  read.mockRestore();
+  expect(liveTensors()).toEqual(before);
+});
+
+test("everything that serves a model goes along with its checkpoints", async () => {
+  const source = join(root, "source");
+  const spec = {
+    hiddenSize: 32,
+    intermediateSize: 40,
+    layers: 1,
+    heads: 2,
+    kvHeads: 1,
+    visionWidth: 16,
+    visionLayers: 1,
+    visionHeads: 2,
+  };
+  await writeModelFolder(source, { spec, corpus: ["put the cup on the table"] });
+  // what the released Qwen2-VL folders and those that transformers 5 writes hold besides
+  for (const name of [
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+  ])
+    writeFileSync(join(source, name), name);
+  for (const name of ["README.md", "pytorch_model.bin", "training_args.bin"]) writeFileSync(join(source, name), name);
+  using model = Qwen2VL.random(readConfig(source), { ...CPU, seed: 1 });
+  const target = join(root, "served");
+  model.save(target, { copyFrom: source });
+  expect(readdirSync(target).sort()).toEqual([
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+  ]);
+  for (const name of readdirSync(target).filter((file) => !/^(config\.json|model)/.test(file))) {
+    const [own, theirs] = [target, source].map((folder) => readFileSync(join(folder, name), "utf8")) as [
+      string,
+      string,
+    ];
+    if (name === "generation_config.json") expect(JSON.parse(own)).toEqual(JSON.parse(theirs));
+    else expect(own, name).toBe(theirs);
+  }
+  // what vLLM and transformers ask of config.json, in the layout of the release
+  const config = JSON.parse(readFileSync(join(target, "config.json"), "utf8"));
+  const given = JSON.parse(readFileSync(join(source, "config.json"), "utf8"));
+  for (const [key, value] of Object.entries(given))
+    if (key !== "torch_dtype" && key !== "vision_token_id")
+      expect(config, key).toHaveProperty(
+        key,
+        key === "vision_config" ? expect.objectContaining(value as object) : value,
+      );
 });
 
 test("a fresh model is a function of its seed and predicts nearly uniformly", () => {
