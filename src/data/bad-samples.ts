@@ -1,7 +1,8 @@
 /** What happens to samples that cannot be used: the first stops the run, or up to a limit of them are counted and logged. */
 
-import { DataError, GroveError } from "../errors.ts";
+import { DataError, GroveError, placeName } from "../errors.ts";
 import { log as processLog } from "../log.ts";
+import type { RecordPlace } from "../types.ts";
 import type { DataLog, DataOptions } from "./options.ts";
 
 /** So many skipped samples are logged one by one; the rest is only counted. */
@@ -33,7 +34,7 @@ export class BadSamples {
     return this.#known.size;
   }
 
-  /** Every bad sample so far, as `file:line`. */
+  /** Every bad sample so far, as `file:line` (`file:line:column` where a line holds several). */
   get known(): string[] {
     return [...this.#known];
   }
@@ -42,11 +43,11 @@ export class BadSamples {
    * Counts a skip (of a sample that is not known yet), or throws: with onBadSample "error" the error itself, wrapped so that it names file, line and sample; with "skip" one
    * that says the limit is passed. Errors that are not about data (a bug, no ffmpeg) are always thrown.
    */
-  report(where: { file: string; line: number; sampleId?: string }, error: unknown): void {
+  report(where: RecordPlace & { sampleId?: string }, error: unknown): void {
     if (!isAboutData(error)) throw error;
     const located = locate(where, error);
     if (this.#onBadSample === "error") throw located;
-    const name = `${where.file}:${where.line}`;
+    const name = placeName(where);
     if (this.#known.has(name)) return;
     if (this.count + 1 > this.#limit) {
       throw new DataError(
@@ -67,6 +68,6 @@ function isAboutData(error: unknown): error is GroveError {
   return error instanceof GroveError && ["DATA", "MEDIA", "PROMPT_TOO_LONG"].includes(error.code);
 }
 
-function locate(where: { file: string; line: number; sampleId?: string }, error: GroveError): GroveError {
+function locate(where: RecordPlace & { sampleId?: string }, error: GroveError): GroveError {
   return error instanceof DataError ? error : new DataError(where, error.message, error);
 }

@@ -3,7 +3,7 @@
  * the walk at the first fault; what a run would make of the faults is said at the end.
  */
 
-import { GroveError } from "../errors.ts";
+import { GroveError, placeName } from "../errors.ts";
 import { checkMedia } from "./check-media.ts";
 import { checkRecords } from "./check-records.ts";
 import { isBad, type ReadSet, reportOf, type SetReport } from "./check-set.ts";
@@ -105,10 +105,10 @@ async function openProcessor(config: DataOptions, folder: string) {
   }
 }
 
-/** Bad records by file and line, as a run counts them. */
+/** Bad records by their place, as a run counts them. */
 function countBad(reports: readonly SetReport[], role: "train" | "eval"): number {
   const own = reports.filter(({ set }) => set.startsWith(role));
-  return new Set(own.flatMap(({ problems }) => problems.filter(isBad).map(({ file, line }) => `${file}:${line}`))).size;
+  return new Set(own.flatMap(({ problems }) => problems.filter(isBad).map(placeName))).size;
 }
 
 function reasonsToStop(

@@ -1,7 +1,7 @@
 /** What check-data finds in the records of one data set, before any media file is opened. */
 
-import { DataError, GroveError } from "../errors.ts";
-import type { Sample } from "../types.ts";
+import { DataError, GroveError, placeName } from "../errors.ts";
+import type { RecordPlace, Sample } from "../types.ts";
 import { type DataSource, type RecordOptions, readRecords } from "./datasets.ts";
 
 /** What may be wrong with a record. The first group makes a run skip the record or stop at it, the second is only worth knowing. */
@@ -23,10 +23,8 @@ export const NOTE_KINDS = [
 ] as const;
 export type ProblemKind = (typeof BAD_KINDS)[number] | (typeof NOTE_KINDS)[number];
 
-export interface Problem {
+export interface Problem extends RecordPlace {
   kind: ProblemKind;
-  file: string;
-  line: number;
   message: string;
 }
 
@@ -53,8 +51,8 @@ export async function checkRecords(
   },
 ): Promise<RecordCheck> {
   const check: RecordCheck = { samples: [], problems: [], unreadable: null };
-  const report = (kind: ProblemKind, { file, line }: { file: string; line: number }, message: string) =>
-    void check.problems.push({ kind, file, line, message });
+  const report = (kind: ProblemKind, where: RecordPlace, message: string) =>
+    void check.problems.push({ kind, ...where, message });
   try {
     for await (const record of readRecords(source, options)) {
       const { where } = record;
@@ -65,9 +63,11 @@ export async function checkRecords(
       const { sample, ownId } = record;
       check.samples.push(sample);
       const before = options.known.get(ownId);
-      if (before === undefined) options.known.set(ownId, `${where.file}:${where.line}`);
-      else
-        report("duplicate id", where, `id ${ownId} was used at ${before} already; this record is called ${sample.id}`);
+      if (before === undefined) options.known.set(ownId, placeName(where));
+      else {
+        const renamed = sample.id === ownId ? "" : `; this record is called ${sample.id}`;
+        report("duplicate id", where, `id ${ownId} was used at ${before} already${renamed}`);
+      }
       for (const [kind, message] of doubts(sample, options.goldOf)) report(kind, where, message);
     }
   } catch (error) {
@@ -119,7 +119,8 @@ function kindOf(error: unknown): ProblemKind {
 }
 
 /** The message without the file and line that the report prints anyway. */
-export function withoutPlace(error: unknown, { file, line }: { file: string; line: number }): string {
+export function withoutPlace(error: unknown, where: RecordPlace): string {
   const { message } = error as Error;
-  return message.replace(`${file}:${line}: `, "").replace(`${file}:${line} `, "");
+  const place = placeName(where);
+  return message.replace(`${place}: `, "").replace(`${place} `, "");
 }

@@ -1,6 +1,6 @@
 /** The report on one data set: its records, what their media and prompts turned out to be, its distributions. */
 
-import { GroveError } from "../errors.ts";
+import { GroveError, placeName } from "../errors.ts";
 import type { Sample } from "../types.ts";
 import { type MediaFinding, mediaKey } from "./check-media.ts";
 import { BAD_KINDS, type Problem, type ProblemKind, type RecordCheck, withoutPlace } from "./check-records.ts";
@@ -79,14 +79,14 @@ export function reportOf(
     if (kind === "image") images++;
     else framesPerVideo[finding.size.frames] = (framesPerVideo[finding.size.frames] ?? 0) + 1;
   }
-  problems.sort((a, b) => a.line - b.line);
-  const unusable = new Set(problems.filter(isBad).map(({ line }) => line));
+  problems.sort((a, b) => a.line - b.line || (a.column ?? 0) - (b.column ?? 0));
+  const unusable = new Set(problems.filter(isBad).map(placeName));
   return {
     set,
     file: source.file,
     format: source.format,
     records: check.samples.length,
-    usable: check.samples.filter((sample) => !unusable.has(sample.source.line)).length,
+    usable: check.samples.filter((sample) => !unusable.has(placeName(sample.source))).length,
     problems,
     unreadable: check.unreadable,
     promptTokens: spread(prompts),
@@ -116,11 +116,12 @@ export function spread(values: readonly number[]): Spread {
 
 function countsOf(samples: readonly Sample[]): Record<string, Record<string, number>> {
   const counts: Record<string, Record<string, number>> = {};
+  const none = () => Object.create(null) as Record<string, number>; // a scenario may be called "constructor"
   for (const { fields } of samples) {
     for (const field of COUNTED_FIELDS) {
       const value = fields[field];
       if (typeof value !== "string" && typeof value !== "number") continue;
-      counts[field] ??= {};
+      counts[field] ??= none();
       counts[field][value] = (counts[field][value] ?? 0) + 1;
     }
   }

@@ -1,5 +1,6 @@
 /** The report of check-data as text. */
 
+import { placeName } from "../errors.ts";
 import type { DataReport } from "./check-data.ts";
 import type { Problem } from "./check-records.ts";
 import { isBad, type SetReport, type Spread } from "./check-set.ts";
@@ -56,10 +57,14 @@ function setLines(set: SetReport): string[] {
 
 function problemLines(problems: readonly Problem[]): string[] {
   const byKind = new Map<string, Problem[]>();
-  for (const problem of problems) byKind.set(problem.kind, [...(byKind.get(problem.kind) ?? []), problem]);
+  for (const problem of problems) {
+    const own = byKind.get(problem.kind);
+    if (own === undefined) byKind.set(problem.kind, [problem]);
+    else own.push(problem);
+  }
   return [...byKind].flatMap(([kind, own]) => [
     `  ${isBad(own[0] as Problem) ? "!" : "note:"} ${kind}: ${number(own.length)}`,
-    ...own.slice(0, SHOWN).map(({ file, line, message }) => `      ${file}:${line}: ${message}`),
+    ...own.slice(0, SHOWN).map((problem) => `      ${placeName(problem)}: ${problem.message.replaceAll("\n", "; ")}`),
     ...(own.length > SHOWN ? [`      and ${number(own.length - SHOWN)} more; --json lists them`] : []),
   ]);
 }

@@ -2,7 +2,7 @@
 
 import { dirname, resolve } from "node:path";
 import { DataError } from "../errors.ts";
-import type { Sample } from "../types.ts";
+import type { RecordPlace, Sample } from "../types.ts";
 import { BadSamples } from "./bad-samples.ts";
 import { chatSample, seedBenchSftSample } from "./chat.ts";
 import { Fields, type ReadContext } from "./fields.ts";
@@ -39,7 +39,7 @@ export interface ReadOptions extends RecordOptions, Partial<Pick<DataOptions, "o
 }
 
 /** A record as it was read, or what is wrong with it. */
-export type ReadRecord = { where: { file: string; line: number } } & (
+export type ReadRecord = { where: RecordPlace } & (
   | { sample: Sample /** The id in the file, before it was made unique. */; ownId: string }
   | { error: unknown }
 );
@@ -91,15 +91,19 @@ export async function* readRecords(source: DataSource, options: RecordOptions = 
   const { seed = 0, shuffleOptions = false, template = seedPrompt } = options;
   const mediaRoot = resolve(source.mediaRoot ?? dirname(source.file));
   const seen = new Map<string, number>();
+  const taken = new Set<string>();
   let good = 0;
-  for await (const { line, value } of records(source.file)) {
-    const where = { file: source.file, line };
+  for await (const { value, ...place } of records(source.file)) {
+    const where = { file: source.file, ...place };
     try {
       if (value instanceof DataError) throw value;
-      const ownId = recordId(value[idField]) ?? String(line);
-      const count = (seen.get(ownId) ?? 0) + 1;
+      const ownId = recordId(value[idField]) ?? String(where.line);
+      let count = seen.get(ownId) ?? 0;
+      let id: string;
+      do id = ++count === 1 ? ownId : `${ownId}#${count}`;
+      while (taken.has(id)); // a record may be called so in the file
       seen.set(ownId, count);
-      const id = count === 1 ? ownId : `${ownId}#${count}`;
+      taken.add(id);
       const fields = new Fields(value, { ...where, sampleId: id });
       yield { where, ownId, sample: read(fields, id, { mediaRoot, seed, shuffleOptions, template, source: where }) };
       good++;

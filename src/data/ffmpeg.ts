@@ -84,7 +84,12 @@ export async function runFfmpeg(
     command.on("error", (cause: Error, _stdout: string | null, stderr: string | null) => {
       const lines = tail(stderr ?? "");
       const timedOut = /timeout/i.test(cause.message);
-      const problem = timedOut ? `ffmpeg took longer than ${timeoutMs / 1000} s` : `ffmpeg cannot read it`;
+      const codec = missingDecoder(stderr ?? "");
+      const problem = timedOut
+        ? `ffmpeg took longer than ${timeoutMs / 1000} s`
+        : codec !== undefined
+          ? `this ffmpeg has no decoder for its codec ${codec}; install a newer one or set FFMPEG_PATH (${binary.path}, ${binary.version})`
+          : `ffmpeg cannot read it`;
       reject(new MediaError(file, lines === "" ? `${problem}: ${cause.message}` : `${problem}\n${lines}`, {}, cause));
     });
     command.on("end", (_stdout: string | null, stderr: string | null) => {
@@ -93,6 +98,15 @@ export async function runFfmpeg(
     });
     command.pipe(output);
   });
+}
+
+/** The codec that an ffmpeg's log says it cannot decode: its name, or its four characters where ffmpeg has not even a name for it. */
+export function missingDecoder(log: string): string | undefined {
+  const name = /Decoder \(codec (\S+)\) not found|no decoder found for: (\S+)/.exec(log);
+  const unnamed = /Video: none \((\S+) \//.exec(log)?.[1] ?? /Unknown: none \((\S+) \//.exec(log)?.[1];
+  if (!name) return /matches no streams/.test(log) ? unnamed : undefined;
+  const codec = name[1] ?? name[2];
+  return codec === "none" || codec === "unknown" ? (unnamed ?? codec) : codec;
 }
 
 /** Encodes raw frames or a lavfi source to a file: what `inputOptions -i input` gives, written to `output`. */

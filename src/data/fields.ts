@@ -1,6 +1,7 @@
 /** What the readers of all layouts share. */
 
 import { DataError } from "../errors.ts";
+import type { RecordPlace } from "../types.ts";
 import type { PromptTemplate } from "./question.ts";
 
 /** What a reader of one layout needs to know besides the record. */
@@ -9,15 +10,15 @@ export interface ReadContext {
   seed: number;
   shuffleOptions: boolean;
   template: PromptTemplate;
-  source: { file: string; line: number };
+  source: RecordPlace;
 }
 
 /** Typed access to the fields of one record; whatever is missing or of another type is a DataError that names file, line and field. */
 export class Fields {
   readonly record: Record<string, unknown>;
-  readonly #where: { file: string; line: number; sampleId?: string };
+  readonly #where: RecordPlace & { sampleId?: string };
 
-  constructor(record: Record<string, unknown>, where: { file: string; line: number; sampleId?: string }) {
+  constructor(record: Record<string, unknown>, where: RecordPlace & { sampleId?: string }) {
     this.record = record;
     this.#where = where;
   }

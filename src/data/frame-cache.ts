@@ -13,6 +13,8 @@ import type { FrameRule, Media, SizeRule } from "./options.ts";
 const MAGIC = 0x47465231; // "GFR1"
 const HEADER_BYTES = 24;
 const KINDS = ["image", "video"] as const;
+/** To be raised when the same file under the same rules gives other pixels than before: older entries are then not found. */
+const PIXEL_RULES = 2;
 const SUFFIX = ".frames";
 /** Eviction goes this far below the limit, so that it does not run again for every new entry. */
 const EVICT_TO = 0.9;
@@ -35,6 +37,7 @@ export class FrameCache {
     const { factor, minPixels, maxPixels, resizedHeight, resizedWidth } = size;
     const rule = kind === "video" ? [fps, minFrames, maxFrames] : [];
     const parts = [
+      PIXEL_RULES,
       resolve(file),
       bytes,
       mtimeMs,

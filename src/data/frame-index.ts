@@ -22,7 +22,10 @@ export function frameCount(total: number, averageFps: number, rule: FrameRule): 
   return floorEven(Math.min(Math.max(wanted, least), most, total));
 }
 
-/** `round(linspace(0, total - 1, count))` with ties to even, as torch rounds: equal to it for every total up to 6,000 frames. */
+/**
+ * `round(linspace(0, total - 1, count))` with ties to even, as torch rounds. torch computes in float32: for up to 64 frames the result is the
+ * same in videos of up to 432,000 frames (checked up to 20,000 densely, beyond at usual lengths); for 256 and more it can be one frame off.
+ */
 export function frameIndices(total: number, count: number): number[] {
   if (count === 1) return [0];
   return Array.from({ length: count }, (_, i) => roundHalfEven((i * (total - 1)) / (count - 1)));

@@ -16,32 +16,41 @@ export async function* readJsonList(file: string): AsyncGenerator<JsonLine> {
     throw new DataError({ file }, `malformed JSON: ${(cause as Error).message}`, cause);
   }
   if (!Array.isArray(items)) throw new DataError({ file }, `expected a JSON list, got ${text.slice(0, 60)}`);
-  const lines = itemLines(text);
+  const places = itemPlaces(text);
   for (const [i, item] of items.entries()) {
-    const line = lines[i] as number;
+    const place = places[i] as Place;
     const isObject = typeof item === "object" && item !== null && !Array.isArray(item);
     const problem = `expected a JSON object, got ${JSON.stringify(item).slice(0, 60)}`;
-    yield { line, value: isObject ? (item as Record<string, unknown>) : new DataError({ file, line }, problem) };
+    yield {
+      ...place,
+      value: isObject ? (item as Record<string, unknown>) : new DataError({ file, ...place }, problem),
+    };
   }
 }
 
-/** The line, from 1, on which each item of a valid JSON list begins. */
-function itemLines(text: string): number[] {
-  const lines: number[] = [];
+type Place = Omit<JsonLine, "value">;
+
+/** Where each item of a valid JSON list begins; with the column where a neighbour begins on the same line. */
+function itemPlaces(text: string): Place[] {
+  const places: Required<Place>[] = [];
   let line = 1;
+  let lineStart = 0;
   let depth = 0;
   let inString = false;
   let awaitsItem = false; // behind the list's "[" or one of its commas
   for (let i = 0; i < text.length; i++) {
     const character = text[i] as string;
-    if (character === "\n") line++;
+    if (character === "\n") {
+      line++;
+      lineStart = i + 1;
+    }
     if (inString) {
       if (character === "\\") i++;
       else if (character === '"') inString = false;
       continue;
     }
     if (awaitsItem && !/[\s\]]/.test(character)) {
-      lines.push(line);
+      places.push({ line, column: i - lineStart + 1 });
       awaitsItem = false;
     }
     if (character === '"') inString = true;
@@ -49,5 +58,8 @@ function itemLines(text: string): number[] {
     else if (character === "]" || character === "}") depth--;
     else if (character === "," && depth === 1) awaitsItem = true;
   }
-  return lines;
+  return places.map(({ line, column }, i) => {
+    const shared = line === places[i - 1]?.line || line === places[i + 1]?.line;
+    return shared ? { line, column } : { line };
+  });
 }

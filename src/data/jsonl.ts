@@ -9,6 +9,8 @@ export const STANDARD_INPUT = "/dev/stdin";
 
 export interface JsonLine {
   line: number; // from 1
+  /** From 1; only where several objects share the line. */
+  column?: number;
   /** The object, or what is wrong with the line. */
   value: Record<string, unknown> | DataError;
 }

@@ -12,9 +12,9 @@ export interface PacketTable {
   /** isKey[i]: decoding can start at frame i. */
   isKey: boolean[];
   timeBase: { num: number; den: number }; // seconds per tick
-  /** Container start time in seconds: what ffmpeg's `-ss` counts from. */
-  startSeconds: number;
-  /** Frames divided by the duration they are shown for. */
+  /** MP4 or MOV: the header tells all that decoding needs. */
+  isMp4: boolean;
+  /** The container's average frame rate, as decord and PyAV hand it to the rule; see `averageRate`. */
   averageFps: number;
   width: number; // as coded, before any rotation
   height: number;
@@ -24,6 +24,7 @@ export interface PacketTable {
 
 const FLAG_KEY = 1;
 const FLAG_DISCARD = 4; // decoded for later frames but never shown (edit lists)
+const NO_PTS = -(2 ** 63); // how framecrc spells "this packet has no presentation time"
 
 /**
  * Scans the first video stream of a file.
@@ -47,7 +48,7 @@ export function parseFrameCrc(file: string, text: string, log: string): PacketTa
   const timeBase = /^#tb 0: (\d+)\/(\d+)$/m.exec(text);
   const size = /^#dimensions 0: (\d+)x(\d+)$/m.exec(text);
   if (!timeBase || !size) throw new MediaError(file, "has no video stream");
-  const shown: { pts: number; duration: number; key: boolean }[] = [];
+  const shown: (Shown & { key: boolean })[] = [];
   let hasTimes = true;
   for (const line of text.split("\n")) {
     if (line === "" || line.startsWith("#")) continue;
@@ -56,7 +57,7 @@ export function parseFrameCrc(file: string, text: string, log: string): PacketTa
     const bits = flags === undefined ? FLAG_KEY : Number.parseInt(flags, 16);
     if (bits & FLAG_DISCARD) continue;
     const pts = Number(fields[2]);
-    if (!Number.isFinite(pts)) hasTimes = false;
+    if (!Number.isFinite(pts) || pts <= NO_PTS) hasTimes = false;
     shown.push({ pts, duration: Number(fields[3]), key: (bits & FLAG_KEY) !== 0 });
   }
   if (hasTimes) shown.sort((a, b) => a.pts - b.pts);
@@ -66,20 +67,44 @@ export function parseFrameCrc(file: string, text: string, log: string): PacketTa
     pts: shown.map((p) => p.pts),
     isKey: shown.map((p) => p.key),
     timeBase: table,
-    startSeconds: Number(/Duration: .*?, start: (-?[\d.]+)/.exec(log)?.[1] ?? 0),
-    averageFps: meanRate(shown, table, hasTimes),
+    isMp4: /^Input #0, mov,mp4,/m.test(log),
+    averageFps: averageRate(shown, table, hasTimes, log),
     width: Number(size[1]),
     height: Number(size[2]),
     hasTimes,
   };
 }
 
-/** Frames per second over the whole stream: the span from the first frame to the end of the last one. */
-function meanRate(
-  shown: readonly { pts: number; duration: number }[],
-  timeBase: { num: number; den: number },
+interface Shown {
+  pts: number;
+  duration: number;
+}
+
+/**
+ * The rate that the seed's rule divides by is libavformat's avg_frame_rate: in MP4 frames over their time, elsewhere often what the file's
+ * header claims, also where that is wrong (Matroska with a variable rate). ffmpeg's log prints it with two decimals, which is too few for
+ * clips whose frame count lies on an edge of the rule: so it is refined by the packets' times where the two are the same number.
+ */
+function averageRate(
+  shown: readonly Shown[],
+  timeBase: PacketTable["timeBase"],
   hasTimes: boolean,
+  log: string,
 ): number {
+  const measured = meanRate(shown, timeBase, hasTimes);
+  const [, digits, kilo] = /Video: .*?, ([\d.]+)(k?) fps,/.exec(log) ?? [];
+  const printed = Number(digits) * (kilo === "k" ? 1000 : 1);
+  if (!(printed > 0)) return measured;
+  // 30 fps in whole milliseconds is 29.9997 or 30.0003: a nominal rate stands if it explains the times to two ticks.
+  const nominal = [(Math.round(printed) * 1000) / 1001, printed].filter((rate) => Math.abs(rate - printed) <= 0.005);
+  const tick = timeBase.num / timeBase.den;
+  const explains = (rate: number) => Math.abs(shown.length / rate - shown.length / measured) <= 2 * tick;
+  const rate = hasTimes ? nominal.find(explains) : undefined;
+  return rate ?? (Math.abs(measured - printed) <= 0.005 ? measured : printed);
+}
+
+/** Frames per second over the whole stream: the span from the first frame to the end of the last one. */
+function meanRate(shown: readonly Shown[], timeBase: PacketTable["timeBase"], hasTimes: boolean): number {
   const last = shown.at(-1);
   const first = shown[0];
   if (!last || !first) return Number.NaN;

@@ -219,6 +219,31 @@ test("a file that is not there, and one without a usable record, do not hide the
   expect(report.sets[2]).toMatchObject({ records: 1, usable: 1, problems: [] });
 });
 
+test("records that share a line are judged one by one", async () => {
+  const record = { question: "?", candidates: ["x", "y"], correct_choice: 1, video_path: "../junk.mp4" };
+  const list = [record, { ...record, video_path: "../none.mp4" }, { ...record, candidates: [] }];
+  writeFileSync(at("one-line.json"), JSON.stringify(list));
+  const report = await check({ eval: { long: { file: at("one-line.json"), format: "longvideobench" } } });
+  expect(report.bad).toEqual({ train: 0, eval: 3 });
+  const [, second] = [...JSON.stringify(list).matchAll(/\{/g)].map(({ index }) => index + 1);
+  expect(reportText(report, fixed)).toContain(`one-line.json:1:${second}: ${at("none.mp4")}: no such file`);
+});
+
+test("fields may hold any word", async () => {
+  const records = ["constructor", "__proto__", "constructor"].map((domain, i) => ({ ...good, id: `w${i}`, domain }));
+  const report = await check({ train: [{ file: writeLines("words.jsonl", records), format: "generic" }] });
+  expect(Object.entries(report.sets[0]?.counts.domain ?? {})).toEqual([
+    ["constructor", 2],
+    ["__proto__", 1],
+  ]);
+});
+
+test("an id of another file is said, and no new name where the record keeps its own", async () => {
+  const files = ["ids-1.jsonl", "ids-2.jsonl"].map((name) => writeLines(name, [{ ...good, id: "same" }]));
+  const report = await check({ train: files.map((file) => ({ file, format: "generic" })) });
+  expect(report.sets[1]?.problems.map(({ message }) => message)).toEqual([`id same was used at ${files[0]}:1 already`]);
+});
+
 test("without the model's folder media are still decoded; the missing token counts are said", async () => {
   const report = await check(
     { train: [{ file: at("one.jsonl"), format: "generic" }] },
@@ -250,6 +275,13 @@ test("the table shows faults of a kind together, ten of them, and what a percent
   expect(text).toContain("! answer not among the options: 12");
   expect(text.match(/many\.jsonl:\d+: /g)).toHaveLength(10);
   expect(text).toContain("and 2 more; --json lists them");
+  const folderAsVideo = writeLines("folder.jsonl", [{ ...good, image: undefined, video: "media" }]);
+  const fault = await check({ train: [{ file: folderAsVideo, format: "generic" }] });
+  expect(
+    reportText(fault, { ...fixed })
+      .split("\n")
+      .filter((line) => line.includes(at("media"))),
+  ).toHaveLength(1);
   expect(text).toMatch(/prompt tokens +min (\d+) {2}p50 \1 {2}p90 \1 {2}p99 \1 {2}max \1\n/);
   const values = Array.from({ length: 200 }, (_, i) => 200 - i);
   expect(spread(values)).toEqual({ min: 1, p50: 100, p90: 180, p99: 198, max: 200 });

@@ -301,6 +301,14 @@ test("limit, repeated ids, a byte order mark and Windows line ends", async () =>
   ]);
 });
 
+test("a repeated id never takes the name of another record", async () => {
+  const line = (id: unknown) => JSON.stringify({ id, question: "?", answer: "x" });
+  const ids = async (...own: unknown[]) => (await read("generic", own.map(line))).map(({ id }) => id);
+  expect(await ids("a", "a#2", "a", "a")).toEqual(["a", "a#2", "a#3", "a#4"]);
+  expect(await ids("a", "a", "a#2")).toEqual(["a", "a#2", "a#2#2"]);
+  expect(await ids(0, "", "0", 2)).toEqual(["0", "2", "0#2", "2#2"]); // without an id: its line
+});
+
 test("media paths are relative to the file's folder by default", async () => {
   const file = join(folder.path, "default-root.jsonl");
   writeFileSync(file, JSON.stringify({ question: "?", answer: "x", image: "i.png" }));

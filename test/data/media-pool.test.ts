@@ -37,6 +37,44 @@ test("a worker's pixels are those of a direct call; errors keep their class and 
   }
 });
 
+test("decoding and resizing leave the calling thread free", async () => {
+  // About half a second of resizing, which would be one long silence in the calling thread.
+  const large = join(folder.path, "large.mp4");
+  await writeNumberedClip(large, {
+    frames: 8,
+    rate: "4",
+    width: 960,
+    height: 540,
+    codec: ["-c:v", "mpeg4", "-q:v", "5"],
+  });
+  const heavy = { ...request, file: large, size: { factor: 28, minPixels: 1e6, maxPixels: 2e6 } };
+  const longestSilence = async (work: () => Promise<unknown>) => {
+    let last = performance.now();
+    let longest = 0;
+    const beat = setInterval(() => {
+      longest = Math.max(longest, performance.now() - last);
+      last = performance.now();
+    }, 5);
+    await work();
+    longest = Math.max(longest, performance.now() - last); // a silence to the end has no beat after it
+    clearInterval(beat);
+    return longest;
+  };
+  const pool = new MediaPool(1);
+  try {
+    await pool.load(request); // the thread starts
+    const direct = await longestSilence(() => loadMedia(heavy));
+    // The best of three: on a busy machine any thread may have to wait.
+    const tries = [];
+    for (let i = 0; i < 3; i++) tries.push(await longestSilence(() => pool.load(heavy)));
+    const pooled = Math.min(...tries);
+    expect(direct).toBeGreaterThan(100);
+    expect(pooled).toBeLessThan(direct / 2);
+  } finally {
+    await pool.close();
+  }
+});
+
 test("what no other file would mend keeps its code: no ffmpeg, a cache that cannot be written", async () => {
   await writeNumberedClip(clip, { frames: 12, rate: "6" });
   const inTheWay = join(folder.path, "file");

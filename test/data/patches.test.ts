@@ -1,6 +1,8 @@
+import { createHash } from "node:crypto";
 import { expect, test } from "vitest";
 import { cutPatches } from "../../src/data/patches.ts";
-import { floatsOf, golden, picture } from "./helpers.ts";
+import { resizeBicubic, smartResize } from "../../src/data/resize.ts";
+import { fixture, floatsOf, golden, picture } from "./helpers.ts";
 
 const rule = {
   patchSize: 14,
@@ -39,3 +41,39 @@ test("a size that is no multiple of the merged patch is our bug, not silently cu
   const media = { kind: "image", frames: 1, height: 30, width: 28, data: picture(30, 28) } as const;
   expect(() => cutPatches(media, rule)).toThrow(/28x30 is no multiple of 28/);
 });
+
+const whole = fixture("patches.json");
+
+/** Frame `t` of generate_images.py's videos: the picture moved to the right by 3 t, around the edge. */
+function movingFrame([height, width]: [number, number], t: number): Uint8Array {
+  const still = picture(height, width);
+  const out = new Uint8Array(still.length);
+  for (let y = 0; y < height; y++) {
+    const line = still.subarray(y * width * 3, (y + 1) * width * 3);
+    const split = line.length - ((3 * t) % width) * 3;
+    out.set(line.subarray(split), y * width * 3);
+    out.set(line.subarray(0, split), y * width * 3 + line.length - split);
+  }
+  return out;
+}
+
+for (const { kind, size, frames, grid, sample, levels } of whole.cases) {
+  test(`a whole ${kind} of ${frames} x ${size.join("x")}, resized and cut: grid and grey levels of transformers' processor`, () => {
+    const [minPixels, maxPixels] = [whole.limits.shortest_edge, whole.limits.longest_edge];
+    const to = smartResize(size[0], size[1], { factor: 28, minPixels, maxPixels });
+    const resized = Array.from({ length: frames }, (_, t) =>
+      resizeBicubic(movingFrame(size, t), size, to, kind === "image" ? "pil" : "torchvision"),
+    );
+    const out = cutPatches({ kind, frames, height: to[0], width: to[1], data: Buffer.concat(resized) }, rule);
+    expect(out.grid).toEqual(grid);
+    const columns = 3 * 2 * 14 * 14;
+    const channel = (i: number) => Math.floor((i % columns) / (columns / 3));
+    const seen = Uint8Array.from(out.pixels, (v, i) =>
+      Math.round((v * rule.std[channel(i)]! + rule.mean[channel(i)]!) * 255),
+    );
+    expect(createHash("sha256").update(seen).digest("hex")).toBe(levels);
+    const step = Math.max(1, Math.floor(out.pixels.length / columns / 4));
+    const off = (row: number[], r: number) => row.map((v, c) => Math.abs(v - out.pixels[r * step * columns + c * 97]!));
+    expect(Math.max(...sample.flatMap(off))).toBeLessThan(3e-7); // transformers' PIL processor divides by 255 first
+  });
+}

@@ -3,7 +3,7 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type DataFormat, readDataset } from "../../src/data/datasets.ts";
+import { type DataFormat, readDataset, readRecords } from "../../src/data/datasets.ts";
 import { PromptLoader } from "../../src/data/loader.ts";
 import { Processor } from "../../src/data/processor.ts";
 import type { Sample } from "../../src/types.ts";
@@ -137,6 +137,29 @@ describe("LongVideoBench", () => {
     const first = JSON.stringify({ ...good, question: 'a "[quoted\\" {brace' });
     writeFileSync(file, `[\n${first}\n,\n  ${JSON.stringify(record)}]`);
     await expect(readDataset({ file, format: "longvideobench" })).rejects.toThrow(message as RegExp);
+  });
+
+  test("records that share a line are told apart by their columns, as bad samples too", async () => {
+    const file = join(folder.path, "one-line.json");
+    const bad = [{ ...good, video_path: "" }, null, { ...good, correct_choice: 5 }];
+    const text = JSON.stringify([good, ...bad]);
+    writeFileSync(file, `${text.slice(0, -1)},\n${JSON.stringify(good)}]`);
+    const source = { file, format: "longvideobench" } as const;
+    const places: unknown[] = [];
+    for await (const { where } of readRecords(source)) places.push([where.line, where.column]);
+    const second = text.indexOf("{", 2) + 1;
+    const third = text.indexOf("null") + 1;
+    expect(places).toEqual([
+      [1, 2],
+      [1, second],
+      [1, third],
+      [1, third + 5],
+      [2, undefined],
+    ]);
+    const skip = { onBadSample: "skip", log: { warn: () => {} } } as const;
+    expect(await readDataset(source, { ...skip, maxBadSamples: 3 })).toHaveLength(2);
+    const message = new RegExp(`one-line\\.json:1:${third + 5}: 3 samples were unusable`);
+    await expect(readDataset(source, { ...skip, maxBadSamples: 2 })).rejects.toThrow(message);
   });
 
   test.each([
