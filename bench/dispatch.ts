@@ -7,17 +7,15 @@
  *
  * The bar: TypeScript at most 1.2 x C++, and below Python.
  */
-import { execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { cpus } from "node:os";
-import { dirname } from "node:path";
+import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 import { addon } from "../src/torch/addon.ts";
-import { cudaAvailable, deviceName, synchronize, versions } from "../src/torch/cuda.ts";
+import { cudaAvailable, synchronize } from "../src/torch/cuda.ts";
 import type { Device } from "../src/torch/dtype.ts";
 import { add, ones } from "../src/torch/ops.ts";
+import { environment, type Spread, spread, writeResult } from "./lib/report.ts";
 
 export interface DispatchOptions {
   device?: Device; // default: cuda where there is one
@@ -29,16 +27,10 @@ export interface DispatchOptions {
   log?: (line: string) => void;
 }
 
-/** Microseconds a call over the repeats. */
-export interface Spread {
-  median: number;
-  min: number;
-  max: number;
-}
-
 export interface DispatchResult {
   benchmark: "dispatch";
   device: string;
+  cores: number;
   torch: string;
   node: string;
   commit: string;
@@ -81,19 +73,16 @@ export async function run(options: DispatchOptions = {}): Promise<DispatchResult
     }
   }
   python?.stop();
-  const spread = (name: string): Spread => summarize(samples[name]!);
+  const side = (name: string): Spread => spread(samples[name]!);
   const microseconds = {
-    cpp: spread("cpp"),
-    cppBoxed: spread("cppBoxed"),
-    typescript: spread("typescript"),
-    python: python === null ? null : spread("python"),
+    cpp: side("cpp"),
+    cppBoxed: side("cppBoxed"),
+    typescript: side("typescript"),
+    python: python === null ? null : side("python"),
   };
   const result: DispatchResult = {
     benchmark: "dispatch",
-    device: device === "cpu" ? (cpus()[0]?.model ?? "cpu") : deviceName(),
-    torch: versions().torch,
-    node: process.version,
-    commit: commit(),
+    ...environment(device),
     op: "aten::add.Tensor",
     dtype: "float32",
     shape: [16, 16],
@@ -104,10 +93,7 @@ export async function run(options: DispatchOptions = {}): Promise<DispatchResult
     typescriptOverPython: microseconds.python && microseconds.typescript.median / microseconds.python.median,
   };
   report(result, log);
-  if (out !== undefined) {
-    mkdirSync(dirname(out), { recursive: true });
-    writeFileSync(out, `${JSON.stringify(result, null, 2)}\n`);
-  }
+  if (out !== undefined) writeResult(out, result);
   return result;
 }
 
@@ -149,33 +135,13 @@ async function startPython(device: Device): Promise<{ time: (n: number) => Promi
   };
 }
 
-function summarize(samples: number[]): Spread {
-  const sorted = [...samples].sort((x, y) => x - y);
-  return { median: sorted[Math.floor(sorted.length / 2)]!, min: sorted[0]!, max: sorted[sorted.length - 1]! };
-}
-
-/** Of the clone, or of the bundle (its file COMMIT). */
-function commit(): string {
-  const bundled = new URL("../COMMIT", import.meta.url);
-  if (existsSync(bundled)) return readFileSync(bundled, "utf8").trim();
-  try {
-    return execFileSync("git", ["rev-parse", "--short", "HEAD"], {
-      encoding: "utf8",
-      stdio: ["ignore", "pipe", "ignore"],
-    }).trim();
-  } catch {
-    return "unknown";
-  }
-}
-
 function report(result: DispatchResult, log: (line: string) => void): void {
   log(
     `one ${result.op} of 16 x 16 on ${result.device}, torch ${result.torch}, ${result.repeats} x ${result.calls} calls, microseconds`,
   );
-  for (const [name, spread] of Object.entries(result.microseconds)) {
-    if (spread === null) log(`  ${name.padEnd(12)} (python3 has no torch)`);
-    else
-      log(`  ${name.padEnd(12)} ${spread.median.toFixed(3)}  (${spread.min.toFixed(3)} to ${spread.max.toFixed(3)})`);
+  for (const [name, side] of Object.entries(result.microseconds)) {
+    if (side === null) log(`  ${name.padEnd(12)} (python3 has no torch)`);
+    else log(`  ${name.padEnd(12)} ${side.median.toFixed(3)}  (${side.min.toFixed(3)} to ${side.max.toFixed(3)})`);
   }
   const python = result.typescriptOverPython;
   log(

@@ -4,8 +4,8 @@
 //   cos, sin [B, D]          their rotation, the first half of sin negated (src/model/rope.ts)
 //   own_k, own_v             [B, N, HK, D], each completion's own tokens; the newest is written at own_length[b]
 //   prompt_k, prompt_v       [T, HK, D], prompts one behind the other
-//   rows [groups, G] int32   which completions belong to a group, -1 for none
-//   prompt_start, prompt_length [groups] int32, own_length [B] int32 (before this token)
+//   rows [groups, G] int32   which completions belong to a group, -1 for none; at least one to each
+//   prompt_start, prompt_length [groups] int32, a prompt has a token at least; own_length [B] int32 (before this token)
 //   arrived [2 groups HK] int32, zero before and after
 // Returns [B, H, D]: softmax(q [prompt keys | own keys, the newest included]^T scale) [values]; undefined for rows of no group.
 //
@@ -98,6 +98,16 @@ Tensor composed(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor&
   return out;
 }
 
+// Whether decode_attention is one kernel on the current CUDA device for bfloat16 and this head size.
+bool fits(int64_t headDim) {
+#ifdef GROVE_CUDA
+  const auto query = reinterpret_cast<GroveDecodeAttentionFits>(kernelSymbol("grove_decode_attention_fits"));
+  return query != nullptr && query(static_cast<int>(headDim)) != 0;
+#else
+  return false;
+#endif
+}
+
 #ifdef GROVE_CUDA
 Tensor fused(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& own_k, Tensor& own_v, const Tensor& prompt_k,
              const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length, const Tensor& own_length,
@@ -105,8 +115,7 @@ Tensor fused(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& ow
   const auto launch = reinterpret_cast<GroveDecodeAttentionLauncher>(kernelSymbol("grove_decode_attention"));
   const Sizes s = checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, own_length, arrived,
                                  chunks, chunk_keys);
-  const bool fits = qkv.scalar_type() == at::kBFloat16 && (s.headDim == 64 || s.headDim == 128) && s.heads / s.kvHeads <= 16;
-  if (launch == nullptr || !fits) {
+  if (launch == nullptr || qkv.scalar_type() != at::kBFloat16 || s.heads / s.kvHeads > 16 || !fits(s.headDim)) {
     return composed(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, own_length, arrived, chunks,
                     chunk_keys, scale);
   }
@@ -138,6 +147,8 @@ constexpr const char* kSignature =
 TORCH_LIBRARY_FRAGMENT(grove, library) {
   library.def((std::string("decode_attention") + kSignature).c_str());
   library.def((std::string("decode_attention_composed") + kSignature).c_str());
+  // a bool on the CPU, [], since every operator that is called by name returns tensors
+  library.def("decode_attention_fits(int head_dim) -> Tensor", [](int64_t headDim) { return at::scalar_tensor(fits(headDim), at::kBool); });
 }
 TORCH_LIBRARY_IMPL(grove, CompositeExplicitAutograd, library) {
   library.impl("decode_attention_composed", composed);

@@ -17,3 +17,13 @@ typedef int (*GroveDecodeAttentionLauncher)(const void* qkv, const void* cos, co
                                             const int* ownLength, void* out, float* partial, float* partialLse, unsigned* arrived,
                                             int groups, int groupSize, int heads, int kvHeads, int headDim, int ownSlots, int chunks,
                                             int chunkKeys, float scale, void* stream);
+
+// 1 where the current device can run it with this head size, else 0.
+typedef int (*GroveDecodeAttentionFits)(int headDim);
+
+// What a launcher returns, having done nothing, on a device that its kernel is not made for.
+#define kGroveNotOnThisDevice (-1)
+
+// out = x w^T + residual: x [m, k], w [n, k], residual and out [m, n], all bfloat16, contiguous, aligned to 16 bytes; m at most 128, k a
+// multiple of 128. Compute capability 9.0.
+typedef int (*GroveOrderedLinearLauncher)(const void* x, const void* w, const void* residual, void* out, int m, int n, int k, void* stream);

@@ -13,6 +13,8 @@
 #include <array>
 #include <cmath>
 
+#include "ordered_linear.h"
+
 #pragma GCC optimize("O3")  // vector instructions for the loops of rms_norm
 
 namespace grove {
@@ -111,7 +113,7 @@ struct SwigluDown : torch::autograd::Function<SwigluDown> {
   static Tensor forward(AutogradContext* ctx, const Tensor& residual, const Tensor& gate_up, const Tensor& down) {
     ctx->save_for_backward({gate_up, down});
     const auto halves = gate_up.chunk(2, 1);
-    return at::addmm(residual, at::silu(halves[0]).mul_(halves[1]), down.t());
+    return linear_residual(at::silu(halves[0]).mul_(halves[1]), down, residual);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

@@ -22,14 +22,19 @@ export class ConfigError extends GroveError {
   }
 }
 
+/** A record's place as messages name it: `file`, `file:line` or `file:line:column`. */
+export function placeName({ file, line, column }: { file: string; line?: number; column?: number }): string {
+  return [file, line, column].filter((part) => part !== undefined).join(":");
+}
+
 /** A record of a data set that cannot be used. */
 export class DataError extends GroveError {
   constructor(
-    where: { file: string; line?: number; sampleId?: string; field?: string },
+    where: { file: string; line?: number; column?: number; sampleId?: string; field?: string },
     problem: string,
     cause?: unknown,
   ) {
-    const at = where.line === undefined ? where.file : `${where.file}:${where.line}`;
+    const at = placeName(where);
     const sample = where.sampleId === undefined ? "" : ` (sample ${where.sampleId})`;
     super("DATA", `${at}${sample}: ${problem}`, { ...where }, cause);
   }

@@ -26,7 +26,15 @@ export interface Sample {
   /** The record's own fields (question, options, domain, ...), passed on to reward functions and evaluation tables. */
   fields: Record<string, unknown>;
   /** Where the record came from, for error messages. */
-  source: { file: string; line: number };
+  source: RecordPlace;
+}
+
+/** A record's place in its file, unique to it. */
+export interface RecordPlace {
+  file: string;
+  line: number; // from 1
+  /** From 1; only where several records share the line, as in a JSON list without line breaks. */
+  column?: number;
 }
 
 /**

@@ -458,11 +458,15 @@ __global__ void __launch_bounds__(32 * kWarps) decodeAttention(const Arguments a
 }
 
 template <int D, int BN>
+constexpr int sharedBytes() {
+  constexpr int prompt = kStages * 2 * BN * D, own = kWarps * kPieces * kPieceRows * D;
+  return (kRows * D + (prompt > own ? prompt : own)) * static_cast<int>(sizeof(__nv_bfloat16));
+}
+
+template <int D, int BN>
 int launch(const Arguments& a, cudaStream_t stream) {
-  const int ring = kStages * 2 * BN * D > kWarps * kPieces * kPieceRows * D ? kStages * 2 * BN * D : kWarps * kPieces * kPieceRows * D;
-  const int bytes = (kRows * D + ring) * static_cast<int>(sizeof(__nv_bfloat16));
-  const cudaError_t status =
-      cudaFuncSetAttribute(decodeAttention<D, BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const int bytes = sharedBytes<D, BN>();
+  const cudaError_t status = cudaFuncSetAttribute(decodeAttention<D, BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return static_cast<int>(status);
   const int tiles = (a.groupSize * (a.heads / a.kvHeads) + kRows - 1) / kRows;
   const int fours = (a.groupSize + kWarps - 1) / kWarps;
@@ -486,4 +490,12 @@ extern "C" __attribute__((visibility("default"))) int grove_decode_attention(
   if (headDim == 128) return launch<128, 64>(a, on);
   if (headDim == 64) return launch<64, 128>(a, on);
   return static_cast<int>(cudaErrorInvalidValue);
+}
+
+// Whether the current device has the shared memory for this head size: A100, H100 and H200 have, consumer cards have not.
+extern "C" __attribute__((visibility("default"))) int grove_decode_attention_fits(int headDim) {
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  return (headDim == 128 && most >= sharedBytes<128, 64>()) || (headDim == 64 && most >= sharedBytes<64, 128>());
 }

@@ -42,12 +42,14 @@ export async function handler(flags: Flags): Promise<void> {
     modelFolder: config.model.path,
     limit,
     goldOf: goldAnswer,
-    trainingIsJudged: config.rewards.some(({ name, path }) => name === "accuracy" && path === undefined),
+    trainingIsJudged: config.rewards.some(
+      ({ name, path }) => path === undefined && (name === "accuracy" || name === "math"),
+    ),
     evaluatesDuringTraining: config.trainer.evalEvery > 0,
     onProgress: ({ part, done, total }) => progress.part({ label: part, done, total }),
   }).finally(() => progress.stop());
+  process.stdout.write(`${reportText(report, config.data)}\n`); // first: a file that cannot be written must not cost the report
   if (flags.json !== undefined) writeFileSync(flags.json, `${JSON.stringify(report, null, 2)}\n`);
-  process.stdout.write(`${reportText(report, config.data)}\n`);
   if (report.stops.length > 0) {
     throw new GroveError(
       "CHECK",

@@ -65,6 +65,8 @@ export function handler({ a, b, json, flips: flipFile, show, allowSubset }: Flag
   if (problems.length > 0)
     lines.push("Only shared questions are compared:", ...problems.map((line) => `  ${line}`), "");
   if (settings.length > 0) lines.push("Settings that differ, A -> B:", ...settings.map((line) => `  ${line}`), "");
+  for (const folder of [a, b].filter((one) => readSettings(one) === undefined))
+    lines.push(`Settings are not compared: ${folder} has no evaluation.json that can be read.`, "");
   lines.push(comparisonTable(rows));
   lines.push("", "B - A in points; 95 % interval: Newcombe's method 10 for pairs; p: exact McNemar test, two-sided,");
   lines.push("not adjusted for the number of rows.");

@@ -4,7 +4,7 @@ import type { Argv } from "yargs";
 import { ConfigError } from "../errors.ts";
 import { parseShard } from "../eval/answers.ts";
 import { evalTable, summarize } from "../eval/report.ts";
-import { runEvaluation } from "./evaluation.ts";
+import { RESULTS_FILE, runEvaluation } from "./evaluation.ts";
 import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
@@ -72,7 +72,7 @@ export async function handler(flags: Flags): Promise<void> {
     );
     return;
   }
-  const file = path.join(config.runDir, "results.json");
+  const file = path.join(config.runDir, RESULTS_FILE);
   writeFileSync(
     file,
     `${JSON.stringify({ model: config.model.path, levels: summarize(results), results }, null, 2)}\n`,

@@ -19,6 +19,10 @@ import type { Progress } from "./progress.ts";
 
 /** Settings of an evaluation, beside its answers. */
 export const SETTINGS_FILE = "evaluation.json";
+/** Figures of an evaluation, written when it is done. */
+export const RESULTS_FILE = "results.json";
+/** The config that several processes are started with. Not config.yaml: that is a training run's, whose folder this may be. */
+const PROCESS_CONFIG = "evaluation.yaml";
 const ANSWERS = /^answers-.+\.jsonl$/;
 
 export interface EvaluationOptions {
@@ -89,7 +93,7 @@ async function evaluateInProcesses(
   { folder, limit, processes = 1, progress }: EvaluationOptions,
 ): Promise<void> {
   const gpus = config.device === "cpu" ? 0 : (await import("../torch/cuda.ts")).deviceCount();
-  const file = path.join(folder, "config.yaml");
+  const file = path.join(folder, PROCESS_CONFIG);
   writeFileSync(file, dumpConfig({ ...config, runDir: folder }));
   const tsx = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href;
   const main = fileURLToPath(new URL("main.ts", import.meta.url));
@@ -134,6 +138,7 @@ function claimFolder(folder: string, decides: DecidingSettings, overwrite: boole
     }
     for (const name of answers) rmSync(path.join(folder, name));
   }
+  rmSync(path.join(folder, RESULTS_FILE), { force: true }); // of what was evaluated here before
   writeSettings(folder, { decides });
 }
 

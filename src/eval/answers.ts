@@ -13,7 +13,6 @@ import {
   rmSync,
   truncateSync,
   writeFileSync,
-  writeSync,
 } from "node:fs";
 import path from "node:path";
 import { CheckpointError, ConfigError } from "../errors.ts";
@@ -97,7 +96,8 @@ export class AnswerFiles {
   open(): { write(record: EvalRecord): void } & Disposable {
     const descriptor = openSync(this.file, "a");
     return {
-      write: (record) => void writeSync(descriptor, `${JSON.stringify(record)}\n`),
+      // Not writeSync, which may write a part of the line, as on a disk that is just full, and say so by a number only.
+      write: (record) => writeFileSync(descriptor, `${JSON.stringify(record)}\n`),
       [Symbol.dispose]: () => closeSync(descriptor),
     };
   }
@@ -126,10 +126,16 @@ export function readAnswers(file: string, { mend = false } = {}): EvalRecord[] {
   if (mend && whole.length < text.length) truncateSync(file, Buffer.byteLength(whole));
   return whole.split("\n").flatMap((line, i) => {
     if (line === "") return [];
+    let record: Partial<EvalRecord> | null;
     try {
-      return [JSON.parse(line) as EvalRecord];
+      record = JSON.parse(line);
     } catch (error) {
-      throw new CheckpointError(file, `line ${i + 1} is not valid JSON`, {}, error);
+      throw new CheckpointError(file, `line ${i + 1} is not valid JSON; ${REMOVE}`, {}, error);
     }
+    if (typeof record?.sample_id !== "string")
+      throw new CheckpointError(file, `line ${i + 1} is no answer, it has no sample_id; ${REMOVE}`);
+    return [record as EvalRecord];
   });
 }
+
+const REMOVE = "remove it, and its question is asked again";

@@ -15,6 +15,8 @@ export type Run = Record<string, Map<string, EvalRecord>>;
 export interface Comparison extends PairedCounts {
   /** "L3", or "L3 / Hobbies / baking". */
   name: string;
+  /** The last of it: "baking". */
+  label: string;
   depth: number;
   n: number;
   accuracyA: number;
@@ -115,10 +117,9 @@ export function compareRuns(a: Run, b: Run): { rows: Comparison[]; flips: Flip[]
       if (outcome === "onlyA" || outcome === "onlyB") flips.push(flipOf(level, one, other));
     }
     if (total(whole) === 0) continue;
-    rows.push(rowOf(level, 0, whole));
+    rows.push(rowOf([level], 0, whole));
     for (const { path: place, depth, tally } of walkParts(parts)) {
-      const name = [level, ...place.map(([, part]) => part)].join(" / ");
-      rows.push(rowOf(name, depth, counts.get(tally) as PairedCounts));
+      rows.push(rowOf([level, ...place.map(([, part]) => part)], depth, counts.get(tally) as PairedCounts));
     }
   }
   return { rows, flips };
@@ -131,7 +132,7 @@ export function comparisonTable(rows: readonly Comparison[]): string {
   return alignTable([
     ["level", "n", "A %", "B %", "B - A", "95 % interval", "p", "both/A/B/none"],
     ...rows.map((row) => [
-      short(`${"  ".repeat(row.depth)}${row.depth === 0 ? row.name : row.name.split(" / ").at(-1)}`, 28),
+      short(`${"  ".repeat(row.depth)}${row.label}`, 28),
       String(row.n),
       percent(row.accuracyA),
       percent(row.accuracyB),
@@ -175,10 +176,11 @@ function flipOf(level: string, a: EvalRecord, b: EvalRecord): Flip {
   return { level, sample_id, problem, solution, right, responseA: a.response, responseB: b.response };
 }
 
-function rowOf(name: string, depth: number, counts: PairedCounts): Comparison {
+function rowOf(names: readonly string[], depth: number, counts: PairedCounts): Comparison {
   const n = total(counts);
   return {
-    name,
+    name: names.join(" / "),
+    label: names.at(-1) as string,
     depth,
     n,
     ...counts,

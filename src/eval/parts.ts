@@ -36,7 +36,7 @@ export function partPaths({ fields }: Pick<Sample, "fields">): PartPath[] {
   const paths = place.length === 0 ? [] : [place];
   const duration = fields.duration_group;
   if (typeof duration === "number" || typeof duration === "string")
-    paths.push([["duration", DURATIONS[duration] ?? String(duration)]]);
+    paths.push([["duration", Object.hasOwn(DURATIONS, duration) ? (DURATIONS[duration] as string) : String(duration)]]);
   return paths;
 }
 

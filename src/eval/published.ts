@@ -69,5 +69,6 @@ export function publishedPart(
   if (path.length !== 1) return undefined;
   const named = benchmark.parts?.[field] ?? {};
   const wanted = name.toLowerCase().replace(/[-_\s]+/g, " ");
-  return named[wanted] ?? named[wanted === "daily" ? "daily life" : ""];
+  const known = wanted === "daily" ? "daily life" : wanted;
+  return Object.hasOwn(named, known) ? named[known] : undefined;
 }

@@ -5,7 +5,7 @@ import { type PartTally, type Tally, walkParts } from "./parts.ts";
 import { PUBLISHED, type PublishedBenchmark, type PublishedFigures, publishedPart } from "./published.ts";
 
 export interface LevelResult extends PartTally {
-  /** Records that could not be read and were skipped (data.onBadSample: skip); not in n. */
+  /** Questions without an answer, their media being unusable (data.onBadSample: skip); not in n. An unreadable record is no question. */
   skipped: number;
 }
 
@@ -26,12 +26,12 @@ const NAME_WIDTH = 30;
 
 /**
  * A table of every level and its parts: right / questions, accuracy, 95 % Wilson interval. Levels that `benchmarks` says are a published
- * benchmark have its figures beside them, whose sources follow the table.
+ * benchmark have its figures beside them, whose sources follow the table. Names of up to 20 characters fit 80 columns, the longest 90.
  */
 export function evalTable(results: EvalResults, benchmarks: Record<string, string | undefined> = {}): string {
   const published = Object.keys(results).flatMap((level) => benchmarkOf(benchmarks[level]) ?? []);
   const head = ["level", "right", "accuracy", "95 % interval"];
-  const rows = [published.length > 0 ? [...head, "published Vanilla", "SFT", "GRPO"] : head];
+  const rows = [published.length > 0 ? [...head, "Vanilla*", "SFT*", "GRPO*"] : head];
   for (const [level, result] of Object.entries(results)) {
     const benchmark = benchmarkOf(benchmarks[level]);
     rows.push([short(level), ...tallyCells(result), ...publishedCells(benchmark?.all, benchmark)]);
@@ -42,7 +42,7 @@ export function evalTable(results: EvalResults, benchmarks: Record<string, strin
     }
     if (result.skipped > 0) rows.push(["  skipped", String(result.skipped)]);
   }
-  const notes = [...new Set(published.map(({ source }) => source))].map((source) => `Published: ${source}.`);
+  const notes = [...new Set(published.map(({ source }) => source))].map((source) => `* published: ${source}.`);
   for (const [level, { n, skipped }] of Object.entries(results)) {
     const whole = benchmarkOf(benchmarks[level])?.questions;
     if (whole !== undefined && n + skipped !== whole)

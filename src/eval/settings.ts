@@ -16,7 +16,8 @@ export interface DecidingSettings {
   data: Record<string, unknown>;
   questions: string;
   promptTemplate: string;
-  eval: Config["eval"];
+  /** Without batchSize, on which an answer depends by rounding at most: who ran out of memory goes on with fewer at a time. */
+  eval: Omit<Config["eval"], "batchSize">;
   compat: Pick<Config["compat"], "firstLetterReward">;
 }
 
@@ -26,6 +27,8 @@ export interface RunSettings {
   deviceName: string;
   threads: number;
   processes?: number;
+  batchSize: number;
+  onBadSample: Config["data"]["onBadSample"];
   versions: { grove: string; node: string; libtorch: string; ffmpeg: string };
 }
 
@@ -34,9 +37,12 @@ export interface RunSettings {
  * the files of questions, also by size and modification time: a 7B folder is looked at in milliseconds.
  */
 export function decidingSettings(config: Config): DecidingSettings {
-  const { workers: _w, prefetch: _p, cacheDir: _d, cacheGib: _g, train: _t, eval: sources, ...data } = config.data;
+  const { workers: _w, prefetch: _p, cacheDir: _d, cacheGib: _g, train: _t, eval: sources, ...wanted } = config.data;
+  // What happens to a question that cannot be asked changes no answer to another: who met one goes on with "skip".
+  const { onBadSample: _o, maxBadSamples: _m, ...data } = wanted;
+  const { batchSize: _b, ...evaluation } = config.eval;
   const { path: folder, init } = config.model;
-  const files = readdirSync(folder).map((name) => path.join(folder, name));
+  const files = modelFiles(folder);
   const questions = Object.fromEntries(
     // The benchmark's name changes what is printed beside an answer, not the answer.
     Object.entries(sources).map(([level, { benchmark: _b, ...source }]) => [level, source]),
@@ -48,7 +54,7 @@ export function decidingSettings(config: Config): DecidingSettings {
     data: { ...data, eval: questions },
     questions: statsOf(Object.values(sources).map(({ file }) => file)),
     promptTemplate: seedPrompt("{question}", "{options}"),
-    eval: config.eval,
+    eval: evaluation,
     compat: { firstLetterReward: config.compat.firstLetterReward },
   };
 }
@@ -69,6 +75,8 @@ export async function runSettings(
     device: config.device,
     deviceName: engine.deviceName,
     threads: engine.threads,
+    batchSize: config.eval.batchSize,
+    onBadSample: config.data.onBadSample,
     versions: { grove: version, node: process.version, libtorch: engine.torch, ffmpeg },
   };
 }
@@ -95,6 +103,15 @@ function statsOf(files: readonly string[]): string {
   const stats = [...files].filter((file) => existsSync(file)).sort();
   return hashOf(stats.map((file) => [file, statSync(file).size, Math.round(statSync(file).mtimeMs)]));
 }
+
+/** The files of a model folder, without folders in it and what an evaluation whose run folder it is writes there. */
+function modelFiles(folder: string): string[] {
+  return readdirSync(folder, { withFileTypes: true })
+    .filter((entry) => !entry.isDirectory() && !OWN_FILES.test(entry.name))
+    .map(({ name }) => path.join(folder, name));
+}
+
+const OWN_FILES = /^(?:answers-.+\.jsonl(?:\.tmp)?|evaluation\.json(?:\.\d+\.tmp)?|evaluation\.yaml|results\.json)$/;
 
 function isWeights(file: string): boolean {
   return file.endsWith(".safetensors");

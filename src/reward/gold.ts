@@ -9,11 +9,11 @@ export function goldAnswer(solution: string): string {
 }
 
 /**
- * The letter of a multiple-choice gold answer: `A`, `A.`, `(A)`, `A. put the pan down`. Null for anything else, such as `42`, `Above`
+ * The letter of a multiple-choice gold answer: `A`, `A.`, `(A)`, `(A).`, `A. put the pan down`. Null for anything else, such as `42`, `Above`
  * or a sentence that begins with a word of one letter.
  */
 export function goldLetterOf(gold: string): string | null {
-  const match = /^\(?([A-Z])(?:$|[).:](?:$|\s))/.exec(gold);
+  const match = /^\(?([A-Z])(?:$|[).:]{1,2}(?:$|\s))/.exec(gold);
   return match?.[1] ?? null;
 }
 
@@ -36,10 +36,14 @@ export function checkGoldAnswers(
     );
   }
   if (reward !== "accuracy") return;
-  const open = samples.filter(({ solution }) => goldLetterOf(goldAnswer(solution)) === null);
+  const open = samples.filter(({ solution }) => {
+    const gold = goldAnswer(solution);
+    const letter = goldLetterOf(gold);
+    return letter === null || (firstLetter && letter !== gold[0]); // the first character of (A) and (B) is the same
+  });
   if (open.length > 0) {
     const fields = { set, questions: open.length, example: open[0]?.solution };
     const rule = firstLetter ? "compares their first characters only" : "wants them word for word";
-    log.warn(fields, `gold answers that are no letter: accuracy ${rule}`);
+    log.warn(fields, `gold answers that are no plain letter: accuracy ${rule}`);
   }
 }

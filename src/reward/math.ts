@@ -35,15 +35,18 @@ function givenAnswer(completion: string): string | null {
   return answer === null ? null : strip(answer.slice(0, MAX_ANSWER));
 }
 
-/** The answer as it stands, then what it comes to where it is a sentence. */
+/** The answer as it stands and, where it is a sentence, the one thing that it comes to: several would be several guesses. */
 function candidates(answer: string): string[] {
-  const found = [answer];
   const segments = [...answer.matchAll(/\$([^$]{1,600})\$|\\\(([^$]{1,600}?)\\\)/g)];
+  const bare = segments.reduce((text, [segment]) => text.replace(segment, () => " "), answer);
+  if (!/(?<!\\\p{L}{0,20})\p{L}{2}/u.test(bare)) return [answer];
   const last = segments.at(-1);
-  if (last !== undefined) found.push((last[1] ?? last[2]) as string);
-  const said = /\b(?:is|equals|answer:)\s+([^\s][^\n]{0,200})$/i.exec(answer.slice(-400))?.[1];
-  if (said !== undefined && /\d|\\/.test(said)) found.push(said);
-  return found;
+  const tail = answer.slice(-400);
+  const said = /\b(?:is|equals|answer:)\s+([^\s][^\n]{0,200})$/i.exec(tail);
+  const saidAt = said === null || !/\d|\\/.test(said[1] as string) ? -1 : answer.length - (said[1] as string).length;
+  // Whichever comes last: $x$ is 5, or the area is $5$ cm.
+  if (saidAt >= 0 && (last === undefined || last.index < saidAt)) return [answer, said?.[1] as string];
+  return last === undefined ? [answer] : [answer, (last[1] ?? last[2]) as string];
 }
 
 /** The content of the last \boxed{...}, braces matched; null where there is none or it is not closed. */

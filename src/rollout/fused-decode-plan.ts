@@ -7,7 +7,6 @@
 import { invariant } from "../errors.ts";
 import type { FusedAttentionPlan } from "../model/attention.ts";
 import type { RopeTable } from "../model/rope.ts";
-import { versions } from "../torch/cuda.ts";
 import { op } from "../torch/dispatch.ts";
 import { add_, copy_, empty, full, slice, zeros } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
@@ -17,16 +16,17 @@ import type { KvShape } from "./kv-shape.ts";
 import type { SamplerModel } from "./sampler-model.ts";
 
 const decodeAttention = op("grove::decode_attention");
+const decodeAttentionFits = op("grove::decode_attention_fits");
 
 /** Prompts above this length are cut into chunks that run side by side, where there are too few questions to fill the device. */
 const ONE_CHUNK = 1024;
 /** Blocks that a GPU of this class (A100, H100, H200) runs side by side. */
 const BLOCKS = 132;
 
-/** Whether the kernel takes this model: bfloat16 on CUDA, head sizes 64 and 128, at most 16 query heads to a key/value head. */
+/** Whether the kernel takes this model: bfloat16 on an A100, H100 or the like, head sizes 64 and 128, at most 16 query heads to a key/value head. */
 export function fusedDecodeFits({ config: { text }, device, dtype, headDim }: SamplerModel): boolean {
-  const fits = (headDim === 64 || headDim === 128) && text.numHeads / text.numKvHeads <= 16;
-  return device !== "cpu" && dtype === "bfloat16" && fits && versions().kernels;
+  if (device === "cpu" || dtype !== "bfloat16" || text.numHeads / text.numKvHeads > 16) return false;
+  return scope(() => decodeAttentionFits(headDim).item() !== 0);
 }
 
 /** Keys and values of a wave, token by token: the prompts one behind the other without gaps, then N slots for each completion. */
@@ -95,7 +95,7 @@ export class FusedDecodePlan implements FusedAttentionPlan, Disposable {
     const longest = Math.max(...pool.promptLengths);
     const free = Math.max(1, Math.floor(BLOCKS / (Q * HK)));
     const chunks = Math.min(Math.ceil(longest / ONE_CHUNK), free);
-    this.chunking = { chunks, chunkKeys: Math.ceil(longest / chunks / 64) * 64 }; // whole blocks of the kernel
+    this.chunking = { chunks, chunkKeys: Math.ceil(longest / chunks / 128) * 128 }; // whole blocks of the kernel
   }
 
   /** Opens the slot of the next token; called once before the layers of a step. */

@@ -1,6 +1,7 @@
 /**
  * Groups of completions from prompts: every prompt through the model once, then all completions of a wave token by token. A token is a
- * pure function of the weights and of the keys (seed, step, sample id, completion, position): the batch layout does not matter.
+ * pure function of the weights and of the keys (seed, step, sample id, completion, position), the batch layout does not matter: exactly in
+ * float32 but for ties, in bfloat16 as far as docs/decisions/0004-one-numeric-truth.md says.
  */
 
 import { freemem } from "node:os";

@@ -60,7 +60,8 @@ export async function readTrainingData(config: Config, bad = new BadSamples(conf
   for (const source of config.data.train) {
     const options = { seed: config.seed, shuffleOptions: true, bad };
     for (const sample of await readDataset(source, options)) {
-      const id = seen.has(sample.id) ? `${sample.id}@${path.basename(source.file)}` : sample.id;
+      let { id } = sample;
+      while (seen.has(id)) id = `${id}@${path.basename(source.file)}`;
       seen.add(id);
       samples.push(id === sample.id ? sample : { ...sample, id });
     }

@@ -20,6 +20,7 @@ import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { SafetensorsFile, writeSafetensors } from "../model/safetensors.ts";
 import { cat, reshape, slice, to } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
+import type { Sample } from "../types.ts";
 import { filesBelow, replaceFile, replaceFolder } from "./files.ts";
 import type { AdamW } from "./optimizer.ts";
 
@@ -41,8 +42,10 @@ export interface TrainState {
   updates: number;
   /** Times that a bad sample was left out of a step. */
   badSamples: number;
-  /** The bad samples of all sessions, as file:line; absent in checkpoints of older versions. */
+  /** The bad samples of all sessions, by their place; absent in checkpoints of older versions. */
   badRecords?: string[];
+  /** Fingerprint of the ids of the training records, in their order; absent in checkpoints of older versions. */
+  records?: string;
   /** Fingerprint of the weights before the first step: those of the reference policy. */
   start: string;
   config: Config;
@@ -140,6 +143,11 @@ export function fingerprint(parameters: readonly Parameter[]): string {
     const values = to(cat(heads, 0), { device: "cpu" }).toArray();
     return crc32(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)).toString(16);
   });
+}
+
+/** Fingerprint of training records: the ids in their order, which the data order and every draw are functions of. */
+export function recordsFingerprint(samples: readonly Pick<Sample, "id">[]): string {
+  return samples.reduce((crc, { id }) => crc32(`${id}\n`, crc), 0).toString(16);
 }
 
 function listCheckpoints(runDir: string): { step: number; folder: string }[] {

@@ -1,8 +1,9 @@
 /**
  * What a run will need, as plain arithmetic over a config and the shape of a model: no tensor, no libtorch, no file. `--dry-run` prints it.
  *
- * Exact: weights, reference, gradients, optimizer and key/value cache, which are allocated as they are computed here. Estimated: activations
- * and workspace, from what the passes of src/model keep and make; CUDA's own memory and fragmentation come on top.
+ * Exact: weights, reference, gradients and optimizer, which are allocated as they are computed here. Estimated: the key/value cache, for prompts
+ * of one length (the fused kernel's lies without gaps, the plain one is padded to the longest prompt), activations and workspace, from what the
+ * passes of src/model keep and make; CUDA's own memory and fragmentation come on top.
  */
 
 import type { Config } from "../config/schema.ts";

@@ -18,6 +18,7 @@ import {
   latestCheckpoint,
   modelFolder,
   readCheckpoint,
+  recordsFingerprint,
   restoreOptimizer,
   saveCheckpoint,
   type TrainState,
@@ -103,9 +104,13 @@ function announce(
 ): void {
   const { device, dtype, runDir } = config;
   log.info({ stage, steps, samples: samples.length, device, dtype, runDir, checkpoint }, "training");
-  if (state !== null)
+  if (state !== null) {
     for (const change of changedKnobs(state.config, config)) log.warn(`resumed with another ${change}`);
-  else if (hooks.resume) log.info("no complete checkpoint to resume from: starting from the beginning");
+    if (state.records !== undefined && state.records !== recordsFingerprint(samples))
+      log.warn(
+        "resumed with other training records: the steps left ask other questions than this run would have asked",
+      );
+  } else if (hooks.resume) log.info("no complete checkpoint to resume from: starting from the beginning");
 }
 
 export async function closeSession(session: Session): Promise<void> {
@@ -165,7 +170,7 @@ export async function evaluateSession(
 }
 
 export function saveSession(session: Session, step: number): void {
-  const { config, stage, folder, model, optimizer, badSamples, bad, startWeights } = session;
+  const { config, stage, folder, model, optimizer, samples, badSamples, bad, startWeights } = session;
   const { torch } = versions();
   const state: TrainState = {
     stage,
@@ -173,6 +178,7 @@ export function saveSession(session: Session, step: number): void {
     updates: optimizer.updates,
     badSamples,
     badRecords: bad.known,
+    records: recordsFingerprint(samples),
     start: startWeights,
     config,
     versions: { node: process.version, torch },

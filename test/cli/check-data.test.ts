@@ -57,6 +57,23 @@ test("faults that a run skips: status 0, and whether maxBadSamples is enough", a
   expect(out.text).toContain("is not enough");
 });
 
+test.each([
+  ["accuracy", 1],
+  ["math", 1],
+  ["format", 0],
+])("a question without a gold answer: rewards of %s alone", async (name, status) => {
+  writeFileSync(at("open.jsonl"), JSON.stringify({ question: "Why?", answer: " " }));
+  const train = `data.train=[{file: ${at("open.jsonl")}, format: generic}]`;
+  expect(await check("--set", train, "--set", `rewards=[{name: ${name}}]`)).toBe(status);
+  expect(out.text.includes("! no gold answer: 1")).toBe(status === 1);
+});
+
+test("a file for --json that cannot be written does not cost the report", async () => {
+  expect(await check("--limit", "1", "--json", at("no-such-folder/report.json"))).toBe(1);
+  expect(out.text).toContain("nothing here would stop a run");
+  expect(err.text).toContain("no-such-folder");
+});
+
 test("--limit looks at the first records only", async () => {
   expect(await check("--limit", "1")).toBe(0);
   expect(out.text).toContain("nothing here would stop a run");

@@ -36,6 +36,7 @@ test("three processes, one whose answers were cut off, find what one process fin
   expect(table).toContain("easy");
 
   const shared = folderOf("shared");
+  writeFileSync(path.join(shared, "config.yaml"), "a training run's\n");
   expect(await evaluate(shared, "--shard", "2/3")).toBe(0);
   // As a kill leaves it: three whole lines, one torn; what is in a line is not asked again.
   const file = path.join(shared, "answers-easy.shard-2-of-3.jsonl");
@@ -49,7 +50,9 @@ test("three processes, one whose answers were cut off, find what one process fin
   expect(text(shared, "answers-easy.jsonl").replace('"kept"', JSON.stringify(first.response))).toBe(
     text(alone, "answers-easy.jsonl"),
   );
-  expect(readdirSync(shared).sort()).toEqual(["answers-easy.jsonl", "config.yaml", "evaluation.json", "results.json"]);
+  const files = ["answers-easy.jsonl", "config.yaml", "evaluation.json", "evaluation.yaml", "results.json"];
+  expect(readdirSync(shared).sort()).toEqual(files);
+  expect(text(shared, "config.yaml")).toBe("a training run's\n");
   const settings = JSON.parse(text(shared, "evaluation.json"));
   expect(settings.decides).toEqual(JSON.parse(text(alone, "evaluation.json")).decides);
   expect(settings.ran).toMatchObject({ device: "cpu", processes: 3 });
@@ -105,7 +108,11 @@ test("other settings in the folder are refused, with what changed; so are contra
   expect(await evaluate(folder, "--set", "eval.maxNewTokens=9")).toBe(1);
   expect(errors.text).toContain("holds the answers of another model or other settings");
   expect(errors.text).toContain("eval.maxNewTokens: 8 -> 9");
-  expect(await evaluate(folder, "--set", "eval.maxNewTokens=9", "--limit", "2", "--overwrite")).toBe(0);
+  expect(existsSync(path.join(folder, "results.json"))).toBe(true);
+  const half = ["--limit", "2", "--shard", "1/2"];
+  expect(await evaluate(folder, "--set", "eval.maxNewTokens=9", ...half, "--overwrite")).toBe(0);
+  expect(existsSync(path.join(folder, "results.json"))).toBe(false); // they were the other evaluation's
+  expect(await evaluate(folder, "--set", "eval.maxNewTokens=9", "--limit", "2")).toBe(0);
   expect(await evaluate(folder, "--shard", "1/2", "--processes", "2")).toBe(1);
   expect(errors.text).toContain("exclude each other");
   expect(await evaluate(folder, "--shard", "3/2")).toBe(1);

@@ -60,6 +60,12 @@ test("counts, differences and tests by level, domain and scenario", () => {
   expect(rows[0]).toMatchObject({ accuracyA: 0.5, accuracyB: 0.7, difference: expect.closeTo(0.2, 12), p: 0.625 });
 });
 
+test("a part is shown by all of its name", () => {
+  const named = a.map((one) => ({ ...one, parts: [[["domain", "Hobbies / crafts"]]] as EvalRecord["parts"] }));
+  const { rows } = compareRuns({ L3: new Map(named.map((one) => [one.sample_id, one])) }, readRun(folderOf({ L3: b })));
+  expect(comparisonTable(rows).split("\n")[3]).toMatch(/^ {2}Hobbies \/ crafts +10 /);
+});
+
 test("the questions that flipped, with what both answered", () => {
   const { flips } = compareRuns(readRun(folderOf({ L3: a })), readRun(folderOf({ L3: b })));
   expect(flips.map(({ sample_id, right }) => [sample_id, right])).toEqual([
@@ -120,6 +126,7 @@ test("the command prints the table, writes figures and flips, and refuses runs o
   const files = ["--json", json, "--flips", flips, "--show", "1"];
   expect(await main(["compare", "--a", folderA, "--b", folderB, "--allow-subset", ...files])).toBe(0);
   expect(out.text).toContain("4 questions flipped (* right), the first 1:");
+  expect(out.text).toContain(`Settings are not compared: ${folderA} has no evaluation.json`);
   expect(out.text).toMatch(/L3 +9 +55\.6 +77\.8 +\+22\.2/);
   expect(JSON.parse(readText(json)).rows[0]).toMatchObject({ name: "L3", n: 9, onlyB: 3 });
   expect(readText(flips).trim().split("\n")).toHaveLength(4);

@@ -17,6 +17,7 @@ test.each([
   [{ duration_group: 3600 }, [[["duration", "(900,3600]"]]]],
   [{ duration_group: "15" }, [[["duration", "(8,15]"]]]],
   [{ duration_group: 90 }, [[["duration", "90"]]]],
+  [{ duration_group: "constructor" }, [[["duration", "constructor"]]]],
   [{ domain: 3, scenario: null, duration_group: null }, []],
   [{ domain: "" }, []],
 ])("%j belongs to %j", (fields, paths) => {

@@ -56,7 +56,8 @@ test.each([
   ],
   [{ eval: { greedy: false } }, ["eval.greedy: true -> false"]],
   [{ compat: { firstLetterReward: true } }, ["compat.firstLetterReward: false -> true"]],
-  [{ device: "cuda:1", threads: 3, runDir: "elsewhere" }, []],
+  [{ device: "cuda:1", threads: 3, runDir: "elsewhere", eval: { batchSize: 3 } }, []],
+  [{ data: { onBadSample: "skip", maxBadSamples: 3 } }, []],
   [{ data: { workers: 7, cacheGib: 0, prefetch: 0 }, trainer: { klCoef: 0 }, compat: { hiddenTopK: true } }, []],
   [{ data: { eval: { L1: { file: questions, format: "seed-bench-r1", benchmark: "seed-bench-r1-L1" } } } }, []],
   [
@@ -88,9 +89,29 @@ test("a touched tokenizer, or changed questions, are another evaluation; a torn 
   }
 });
 
+test("a run folder in the model folder, or the model folder itself, changes nothing by its answers", () => {
+  const before = decidingSettings(config());
+  mkdirSync(path.join(folder, "eval"));
+  const names = [
+    "answers-L1.jsonl",
+    "answers-L1.shard-1-of-2.jsonl",
+    "evaluation.json",
+    "results.json",
+    "evaluation.yaml",
+  ];
+  for (const name of names) writeFileSync(path.join(folder, name), "");
+  expect(decidingSettings(config())).toEqual(before);
+  for (const name of ["eval", ...names]) rmSync(path.join(folder, name), { recursive: true });
+});
+
 test("what it ran on", async () => {
   const ran = await runSettings(config({ device: "cpu" }), { torch: "2.13.0", threads: 3, deviceName: "cpu" });
-  expect(ran).toMatchObject({ device: "cpu", threads: 3, versions: { libtorch: "2.13.0", node: process.version } });
+  expect(ran).toMatchObject({
+    device: "cpu",
+    threads: 3,
+    batchSize: 64,
+    versions: { libtorch: "2.13.0", node: process.version },
+  });
   expect(ran.versions.grove).toMatch(/^\d+\.\d+\.\d+/);
   expect(ran.versions.ffmpeg).not.toBe("");
 });

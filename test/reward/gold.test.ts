@@ -31,6 +31,7 @@ test.each([
   ["A.", "A"],
   ["(A)", "A"],
   ["A)", "A"],
+  ["(A).", "A"],
   ["A: put the pan down", "A"],
   ["C. stir", "C"],
   ["a", null],
@@ -55,6 +56,12 @@ test("answers that are no letter are counted in one warning that says how they a
   expect(warn.mock.calls[0]).toMatchObject([{ set: "open", questions: 2 }, /word for word/]);
   checkGoldAnswers(open, "open", { firstLetter: true });
   expect(warn.mock.calls[1]).toMatchObject([{ set: "open", questions: 2 }, /first characters only/]);
+  // "(" is the first character of every such answer.
+  checkGoldAnswers([sampleOf("A"), sampleOf("(A)")], "brackets", { firstLetter: true });
+  expect(warn.mock.calls[2]).toMatchObject([
+    { set: "brackets", questions: 1, example: "(A)" },
+    /first characters only/,
+  ]);
 });
 
 test("math needs a gold answer too, and no letter", () => {

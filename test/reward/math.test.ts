@@ -17,6 +17,15 @@ test.each([
   ["<answer>We get $x = 4$ at last</answer>", "4", 1],
   ["<answer>the area is \\(4\\pi\\) cm</answer>", "4\\pi", 1],
   ["<answer>4 or 5</answer>", "4", 0],
+  ["<answer>$4$ is 5</answer>", "5", 1],
+  ["<answer>$4$ is 5</answer>", "4", 0], // one guess
+  ["<answer>It is 4, or $5$</answer>", "4", 0],
+  ["<answer>$3$+$4$</answer>", "7", 1],
+  ["<answer>3 1/2</answer>", "3.5", 1],
+  ["<answer>-7/2</answer>", "-3 1/2 hours", 1],
+  ["<answer>3 1/2</answer>", "1.5", 0],
+  ["<answer>$3$+$4$</answer>", "4", 0],
+  ["<answer>The total is $18 dollars.</answer>", "18", 1],
   ["<answer>5</answer><answer>4</answer>", "4", 0],
   ["4", "4", 0], // neither block nor box
   ["", "4", 0],

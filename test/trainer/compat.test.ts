@@ -98,10 +98,18 @@ test("one count of bad samples a run: training lines, media, evaluation records,
   const enough = config("enough", 4); // a line and a picture in either file
   expect(await trainGrpo(enough)).toMatchObject({ finished: true });
   await expect(trainGrpo(config("too few", 3))).rejects.toThrow(/4 samples were unusable, data\.maxBadSamples is 3/);
-  rmSync(path.join(enough.runDir, "checkpoint-2"), { recursive: true });
+  const resume = () => {
+    rmSync(path.join(enough.runDir, "checkpoint-2"), { recursive: true });
+    return trainGrpo(enough, { resume: true });
+  };
+  const warnings = () =>
+    readFileSync(path.join(enough.runDir, "log.jsonl"), "utf8").split("other training records").length - 1;
+  expect(await resume()).toMatchObject({ finished: true });
+  expect(warnings()).toBe(0);
   const blue = { ...record, image: "blue.png" };
   write("bad-train.jsonl", [blue, { ...record, image: "gone.png" }, { ...record, image: "red.png" }]);
-  expect(await trainGrpo(enough, { resume: true })).toMatchObject({ finished: true }); // none is counted again, none forgotten
+  expect(await resume()).toMatchObject({ finished: true }); // none is counted again, none forgotten
+  expect(warnings()).toBe(1); // a record more
   const state = JSON.parse(readFileSync(path.join(enough.runDir, "checkpoint-2", "state.json"), "utf8"));
   expect(state.badRecords.sort()).toEqual([`${level}:1`, `${level}:3`, `${train}:1`, `${train}:2`]);
 });

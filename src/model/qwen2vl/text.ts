@@ -7,7 +7,7 @@
 
 import { ShapeError } from "../../errors.ts";
 import { op } from "../../torch/dispatch.ts";
-import { addmm, embedding, indexCopy_, linear, reshape, split, transpose } from "../../torch/ops.ts";
+import { embedding, indexCopy_, linear, reshape, split } from "../../torch/ops.ts";
 import { fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
 import { type RopeTable, rotate } from "../rope.ts";
@@ -17,6 +17,7 @@ import type { TextLayerWeights, TextWeights } from "./parameters.ts";
 
 const swigluDown = op("grove::swiglu_down");
 const rmsNormOp = op("grove::rms_norm");
+const linearResidual = op("grove::linear_residual");
 
 /** x / sqrt(mean(x^2) + eps) * weight over the last dimension; native/layers.cc says why not aten::rms_norm. */
 export const rmsNorm = (x: Tensor, weight: Tensor, eps: number): Tensor => rmsNormOp(x, weight, eps);
@@ -39,7 +40,7 @@ export function textLayer(
     D,
   ]);
   const attended = reshape(attend(qkv, rope, plan, index, [H, K]), [T, H * D]);
-  const h = addmm(x, attended, transpose(weights.o, 0, 1)); // residual and projection in one product
+  const h = linearResidual(attended, weights.o, x);
   return swigluDown(h, linear(rmsNorm(h, weights.mlpNorm, rmsNormEps), weights.gateUp), weights.down);
 }
 

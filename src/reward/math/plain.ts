@@ -13,7 +13,8 @@ const MAX_DEPTH = 40;
 export function toPlain(formula: string): string | null {
   try {
     const typed = Array.from(formula.normalize("NFC"), (sign) => TYPED[sign] ?? sign).join("");
-    const text = repeatingDecimals(typed.replaceAll("**", "^").replaceAll("{,}", ",").trim().replace(UNITS, ""));
+    const signs = typed.replaceAll("**", "^").replaceAll("{,}", ",").trim().replace(UNITS, "");
+    const text = repeatingDecimals(mixedNumbers(signs));
     const reader = new Reader(text);
     const plain = reader.formula(() => reader.done, 0);
     return plain.trim() === "" ? null : plain.trim();
@@ -21,6 +22,12 @@ export function toPlain(formula: string): string | null {
     if (error instanceof Unknown || error instanceof RangeError) return null;
     throw error;
   }
+}
+
+/** 3 1/2 -> (3+(1)/(2)), as 3\frac{1}{2} is read. */
+function mixedNumbers(text: string): string {
+  const mixed = /(^|[-+=<>(,;±$]\s*)(\d{1,9})\s+(\d{1,9})\s*\/\s*(\d{1,9})(?![\w.(^!])/g;
+  return text.replace(mixed, "$1($2+($3)/($4))");
 }
 
 /** 0.1\overline{6} -> ((16 - 1) / 90): exact. */
