@@ -1,4 +1,4 @@
-import { closeSync, mkdirSync, openSync, writeSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, writeFileSync } from "node:fs";
 import path from "node:path";
 
 /** Where a command writes its lines. */
@@ -14,7 +14,7 @@ export function openOutput(file: string): LineOutput {
   mkdirSync(path.dirname(path.resolve(file)), { recursive: true });
   const descriptor = openSync(file, "w");
   return {
-    writeLine: (value) => void writeSync(descriptor, `${JSON.stringify(value)}\n`),
+    writeLine: (value) => writeFileSync(descriptor, `${JSON.stringify(value)}\n`),
     [Symbol.dispose]: () => closeSync(descriptor),
   };
 }

@@ -3,7 +3,7 @@
  * (`model.*`, `visual.*`, `lm_head.*`) and that of transformers >= 4.52 (`model.language_model.*`, `model.visual.*`); the original is written.
  */
 
-import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { noGrad } from "../torch/autograd.ts";
@@ -190,7 +190,7 @@ export function saveFolder(
 }
 
 function writeJson(path: string, json: unknown): void {
-  replaceFile(path, (fd) => writeSync(fd, `${JSON.stringify(json, null, 2)}\n`));
+  replaceFile(path, (fd) => writeFileSync(fd, `${JSON.stringify(json, null, 2)}\n`));
 }
 
 /** Makes all tensors, then fills them; when that fails, none stays. */

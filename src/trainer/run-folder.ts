@@ -19,7 +19,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
-  writeSync,
+  writeFileSync,
 } from "node:fs";
 import path from "node:path";
 import { dumpConfig } from "../config/load.ts";
@@ -89,12 +89,13 @@ export class RunFolder implements Disposable {
     this.#completions = openSync(path.join(this.dir, FILES.completions), "a");
   }
 
+  // writeFileSync, here and below, writes all of the line or throws; writeSync may write a part of it and say so by a number only.
   writeMetrics(step: number, metrics: Metrics): void {
-    writeSync(this.#metrics, `${JSON.stringify({ step, ...metrics })}\n`);
+    writeFileSync(this.#metrics, `${JSON.stringify({ step, ...metrics })}\n`);
   }
 
   writeCompletions(step: number, groups: readonly RolloutGroup[]): void {
-    for (const group of groups) writeSync(this.#completions, `${JSON.stringify(completionRecord(step, group))}\n`);
+    for (const group of groups) writeFileSync(this.#completions, `${JSON.stringify(completionRecord(step, group))}\n`);
   }
 
   /** Writes what was being computed when a number was not finite. Returns the file's path. */
