@@ -42,7 +42,7 @@ export function builder(yargs: Argv): Argv<Flags> {
         type: "string",
         requiresArg: true,
         describe:
-          "Ask share k of n only (k/n), e.g. on one of n machines; the command without it, over all their answers, adds up",
+          "Ask share k of n only (k/n), e.g. on one of n machines; the command without it adds up all their answers, once all have ended",
       }),
   ) as Argv<Flags>;
 }
