@@ -19,6 +19,13 @@
 
 namespace grove {
 
+#ifdef GROVE_CUDA
+namespace {
+// The copy engine takes addresses that are multiples of 16.
+bool isAligned(const at::Tensor& x) { return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0; }
+}  // namespace
+#endif
+
 at::Tensor linear_residual(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && residual.dim() == 2 && x.size(1) == weight.size(1) && residual.size(0) == x.size(0) &&
                   residual.size(1) == weight.size(0),
@@ -29,7 +36,7 @@ at::Tensor linear_residual(const at::Tensor& x, const at::Tensor& weight, const 
   const bool wantsGradient = at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || residual.requires_grad());
   const bool fits = x.is_cuda() && x.size(0) > 0 && x.size(0) <= kRows && x.size(1) % kColumns == 0 && x.scalar_type() == at::kBFloat16 &&
                     weight.scalar_type() == at::kBFloat16 && residual.scalar_type() == at::kBFloat16 && x.is_contiguous() &&
-                    weight.is_contiguous() && residual.is_contiguous();
+                    weight.is_contiguous() && residual.is_contiguous() && isAligned(x) && isAligned(weight);
   static const auto launch = reinterpret_cast<GroveOrderedLinearLauncher>(kernelSymbol("grove_ordered_linear"));
   if (fits && !wantsGradient && launch != nullptr) {
     c10::cuda::CUDAGuard guard(x.device());
