@@ -24,6 +24,16 @@ typedef int (*GroveDecodeAttentionFits)(int headDim);
 // What a launcher returns, having done nothing, on a device that its kernel is not made for.
 #define kGroveNotOnThisDevice (-1)
 
-// out = x w^T + residual: x [m, k], w [n, k], residual and out [m, n], all bfloat16, contiguous, aligned to 16 bytes; m at most 128, k a
-// multiple of 128. Compute capability 9.0.
-typedef int (*GroveOrderedLinearLauncher)(const void* x, const void* w, const void* residual, void* out, int m, int n, int k, void* stream);
+// out = x w^T and what follows it: x [m, k], w [n, k] (swiglu: [2 n, k], gate rows before up rows), out [m, n]; addend: bias [n], residual [m, n],
+// else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Compute capability 9.0. Chained (kernels/launch.cuh): it
+// begins to read w while earlier kernels of the stream may still run.
+enum GroveEpilogue { kGrovePlain = 0, kGroveBias = 1, kGroveResidual = 2, kGroveSwiglu = 3 };
+typedef int (*GroveSkinnyLinearLauncher)(int epilogue, const void* x, const void* w, const void* addend, void* out, int m, int n, int k,
+                                         void* stream);
+
+// x, out [rows, columns], weight [columns], all bfloat16, aligned to 16 bytes; scales [rows]: 1 / rms. columns a multiple of 8, at most 8192.
+typedef int (*GroveRmsNormLauncher)(const void* x, const void* weight, void* out, float* scales, int rows, int columns, float eps, void* stream);
+
+// positions [A, tokens], axes and frequencies [count], cosines and sines bfloat16 [tokens, 2 * count]; see native/rope_table.cc.
+typedef int (*GroveRopeTableLauncher)(const int64_t* positions, const int64_t* axes, const float* frequencies, void* cosines, void* sines,
+                                      int tokens, int count, void* stream);

@@ -1,7 +1,8 @@
 // Two parts of a transformer layer whose stock form costs time on the CPU or activation memory on the GPU.
 //
 // grove::rms_norm: x / sqrt(mean(x^2) + eps) * weight. libtorch's CPU backward is a chain of a dozen passes; here it is one loop in
-//   float32 and float64. Everywhere else this is aten::rms_norm.
+//   float32 and float64. On CUDA the forward in bfloat16 is a kernel of our own, which a decode step can chain (kernels/rms_norm.cu) and which
+//   gives training and decode the same bits; its backward is libtorch's. Everywhere else this is aten::rms_norm.
 // grove::swiglu_down: residual + (silu(gate) * up) down^T, with gate_up = [gate | up]. Autograd would keep silu(gate), the product and
 //   gate_up for the backward, 4 I values a token; this keeps gate_up alone, 2 I, and computes the others again (two cheap passes).
 
@@ -13,7 +14,15 @@
 #include <array>
 #include <cmath>
 
-#include "ordered_linear.h"
+#include "kernels.h"
+#include "runtime.h"
+#include "skinny_linear.h"
+
+#ifdef GROVE_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 #pragma GCC optimize("O3")  // vector instructions for the loops of rms_norm
 
@@ -100,10 +109,47 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
+#ifdef GROVE_CUDA
+constexpr int64_t kMostColumns = 8192;  // of kernels/rms_norm.cu
+
+bool rmsNormFits(const Tensor& x, const Tensor& weight) {
+  const auto fits = [](const Tensor& t) {
+    return t.is_cuda() && t.scalar_type() == at::kBFloat16 && t.is_contiguous() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  };
+  return fits(x) && fits(weight) && x.numel() > 0 && x.size(-1) % 8 == 0 && x.size(-1) <= kMostColumns &&
+         kernelSymbol("grove_rms_norm") != nullptr;
+}
+
+struct RmsNormOnCuda : torch::autograd::Function<RmsNormOnCuda> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, double eps) {
+    static const auto launch = reinterpret_cast<GroveRmsNormLauncher>(kernelSymbol("grove_rms_norm"));
+    c10::cuda::CUDAGuard guard(x.device());
+    auto shape = x.sizes().vec();
+    shape.back() = 1;
+    Tensor out = at::empty_like(x), scale = at::empty(shape, x.options().dtype(at::kFloat));
+    C10_CUDA_CHECK(static_cast<cudaError_t>(
+        launch(x.const_data_ptr(), weight.const_data_ptr(), out.mutable_data_ptr(), scale.mutable_data_ptr<float>(),
+               static_cast<int>(scale.numel()), static_cast<int>(x.size(-1)), static_cast<float>(eps), c10::cuda::getCurrentCUDAStream().stream())));
+    ctx->save_for_backward({x, weight, scale});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &scale = saved[2];
+    auto [dx, dw] = at::_fused_rms_norm_backward(grads[0].contiguous(), x, weight.sizes(), scale, weight, {true, true});
+    return {dx, dw, {}};
+  }
+};
+#endif
+
 // x [..., N], weight [N]
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   TORCH_CHECK(x.dim() > 0 && weight.dim() == 1 && x.size(-1) == weight.size(0), "expected weight [", x.dim() > 0 ? x.size(-1) : 0,
               "], got ", weight.sizes());
+#ifdef GROVE_CUDA
+  if (rmsNormFits(x, weight)) return RmsNormOnCuda::apply(x, weight, eps);
+#endif
   const bool loop = x.is_cpu() && x.scalar_type() == weight.scalar_type() &&
                     (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
   return loop ? RmsNorm::apply(x, weight, eps) : at::rms_norm(x, weight.sizes(), weight, eps);

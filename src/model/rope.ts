@@ -6,22 +6,8 @@
  */
 
 import { noGrad } from "../torch/autograd.ts";
-import { op } from "../torch/dispatch.ts";
-import {
-  arange,
-  cast,
-  cat,
-  cos,
-  div,
-  indexSelect,
-  mul,
-  neg,
-  reciprocal,
-  sin,
-  to,
-  transpose,
-  unsqueeze,
-} from "../torch/ops.ts";
+import { op, opN } from "../torch/dispatch.ts";
+import { arange, cast, cat, div, mul, reciprocal, to } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../torch/tensor.ts";
 
@@ -31,6 +17,7 @@ export interface RopeTable {
   sin: Tensor;
 }
 
+const ropeTable = opN("grove::rope_table");
 const roll = op("aten::roll");
 const addcmul = op("aten::addcmul");
 const powScalar = op("aten::pow.Scalar");
@@ -69,21 +56,14 @@ export class Rope implements Disposable {
   table(positions: Tensor | Int32Array, dtype: DType): RopeTable {
     return scope(() =>
       noGrad(() => {
-        const wide: DType = dtype === "float64" ? "float64" : "float32";
+        const where = { dtype: "int64", device: this.#device } as const;
         const onDevice =
           positions instanceof Int32Array
-            ? fromArray(positions, [this.#axisCount, positions.length / this.#axisCount], {
-                dtype: wide,
-                device: this.#device,
-              })
-            : to(positions, { dtype: wide, device: this.#device });
-        const angles_TF = mul(indexSelect(transpose(onDevice, 0, 1), 1, this.#axes_F), cast(this.#frequencies_F, wide));
-        const c = cos(angles_TF);
-        const s = sin(angles_TF);
-        return {
-          cos: unsqueeze(cast(cat([c, c], 1), dtype), 1),
-          sin: unsqueeze(cast(cat([neg(s), s], 1), dtype), 1),
-        };
+            ? fromArray(positions, [this.#axisCount, positions.length / this.#axisCount], where)
+            : to(positions, where);
+        const frequencies = dtype === "float64" ? cast(this.#frequencies_F, "float64") : this.#frequencies_F;
+        const [cos, sin] = ropeTable(onDevice, this.#axes_F, frequencies, dtype) as [Tensor, Tensor];
+        return { cos, sin };
       }),
     );
   }

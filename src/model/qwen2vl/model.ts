@@ -2,7 +2,6 @@
 
 import { invariant } from "../../errors.ts";
 import { noGrad } from "../../torch/autograd.ts";
-import { linear } from "../../torch/ops.ts";
 import { scope } from "../../torch/scope.ts";
 import type { Device, DType, Tensor } from "../../torch/tensor.ts";
 import type { VisionInput } from "../../types.ts";
@@ -15,7 +14,7 @@ import { plainStep } from "../tape.ts";
 import { copyParameters, loadParameters, randomParameters, saveFolder } from "../weights.ts";
 import { configJson, generationJson, headDim, type Qwen2VLConfig, readConfig } from "./config.ts";
 import { groupWeights, parameterSpecs, type TextWeights, type VisionWeights } from "./parameters.ts";
-import { embedTokens, rmsNorm, textLayers } from "./text.ts";
+import { embedTokens, linear, rmsNorm, textLayers } from "./text.ts";
 import { visionBatch, visionTower } from "./vision.ts";
 
 export interface ModelOptions {
@@ -115,7 +114,7 @@ export class Qwen2VL implements Disposable {
 
   /** Logits [T, vocab] of normed hidden states [T, hidden], in the model's dtype. */
   logits(hidden: Tensor): Tensor {
-    return noGrad(() => linear(hidden, this.weights.text.head));
+    return noGrad(() => linear(hidden, this.weights.text.head, null));
   }
 
   /** Log-probabilities and entropies of all completion tokens of a pack, and their backward. The caller disposes the pass. */

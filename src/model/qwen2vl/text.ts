@@ -7,7 +7,7 @@
 
 import { ShapeError } from "../../errors.ts";
 import { op } from "../../torch/dispatch.ts";
-import { embedding, indexCopy_, linear, reshape, split } from "../../torch/ops.ts";
+import { embedding, indexCopy_, reshape, split } from "../../torch/ops.ts";
 import { fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
 import { type RopeTable, rotate } from "../rope.ts";
@@ -18,6 +18,9 @@ import type { TextLayerWeights, TextWeights } from "./parameters.ts";
 const swigluDown = op("grove::swiglu_down");
 const rmsNormOp = op("grove::rms_norm");
 const linearResidual = op("grove::linear_residual");
+const linearSwiglu = op("grove::linear_swiglu");
+/** x weight^T + bias; native/skinny_linear.cc tells what few rows do otherwise. */
+export const linear = op("grove::linear");
 
 /** x / sqrt(mean(x^2) + eps) * weight over the last dimension; native/layers.cc says why not aten::rms_norm. */
 export const rmsNorm = (x: Tensor, weight: Tensor, eps: number): Tensor => rmsNormOp(x, weight, eps);
@@ -41,7 +44,10 @@ export function textLayer(
   ]);
   const attended = reshape(attend(qkv, rope, plan, index, [H, K]), [T, H * D]);
   const h = linearResidual(attended, weights.o, x);
-  return swigluDown(h, linear(rmsNorm(h, weights.mlpNorm, rmsNormEps), weights.gateUp), weights.down);
+  const normed = rmsNorm(h, weights.mlpNorm, rmsNormEps);
+  // A decode step keeps nothing for a backward: gate, up and SwiGLU are one kernel.
+  if ("attendProjections" in plan) return linearResidual(linearSwiglu(normed, weights.gateUp), weights.down, h);
+  return swigluDown(h, linear(normed, weights.gateUp, null), weights.down);
 }
 
 /** qkv [T, H + 2 K, D] to [T, H, D]. */

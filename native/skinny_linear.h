@@ -4,7 +4,7 @@
 
 namespace grove {
 
-// residual + x weight^T; x [T, K], weight [N, K], residual [T, N]. See ordered_linear.cc.
+// residual + x weight^T; x [T, K], weight [N, K], residual [T, N]. See skinny_linear.cc.
 at::Tensor linear_residual(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual);
 
 }  // namespace grove

@@ -1,0 +1,98 @@
+// Products of few rows with a weight, and what follows them in a layer:
+//
+//   grove::linear(x [T, K], weight [N, K], bias [N]?)              x weight^T + bias
+//   grove::linear_residual(x, weight, residual [T, N])             residual + x weight^T
+//   grove::linear_swiglu(x, weight [2 I, K])                       silu(x gate^T) * x up^T, weight = [gate | up]
+//
+// With at most 128 rows in bfloat16 on Hopper each is one kernel (kernels/skinny_linear.cu), bound by reading the weight. It takes every sum in the
+// order of K, and rounds where the operators that it stands for round. cuBLAS does so too where there are many rows; with few it would cut K into
+// parts, summed side by side, and a decode step would round the same activation otherwise than training does. So results do not depend on how many
+// rows come along, and equal training's bit for bit (test/model/skinny-linear.gpu.test.ts; docs/decisions/0004-one-numeric-truth.md).
+// Everywhere else, and where a gradient is wanted, these are the operators of ATen that they stand for.
+#include "skinny_linear.h"
+
+#include <torch/library.h>
+
+#include "kernels.h"
+#include "runtime.h"
+
+#ifdef GROVE_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace grove {
+namespace {
+
+using at::Tensor;
+
+#ifdef GROVE_CUDA
+constexpr int64_t kRows = 128;     // with more, cuBLAS reads the weight as fast
+constexpr int64_t kColumns = 128;  // K is a multiple of it
+
+// The copy engine takes addresses that are multiples of 16.
+bool isPlain(const Tensor& x) {
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.is_contiguous() && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+}
+
+// The kernel's result [T, n], or an undefined tensor where it does not fit.
+Tensor skinny(GroveEpilogue epilogue, const Tensor& x, const Tensor& weight, const Tensor& addend, int64_t n) {
+  static const auto launch = reinterpret_cast<GroveSkinnyLinearLauncher>(kernelSymbol("grove_skinny_linear"));
+  const bool wantsGradient =
+      at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (addend.defined() && addend.requires_grad()));
+  if (launch == nullptr || wantsGradient || x.size(0) == 0 || x.size(0) > kRows || x.size(1) % kColumns != 0 || n % 8 != 0) return {};
+  if (!isPlain(x) || !isPlain(weight) || (addend.defined() && !isPlain(addend))) return {};
+  c10::cuda::CUDAGuard guard(x.device());
+  Tensor out = at::empty({x.size(0), n}, x.options());
+  const int status = launch(epilogue, x.const_data_ptr(), weight.const_data_ptr(), addend.defined() ? addend.const_data_ptr() : nullptr,
+                            out.mutable_data_ptr(), static_cast<int>(x.size(0)), static_cast<int>(n), static_cast<int>(x.size(1)),
+                            c10::cuda::getCurrentCUDAStream().stream());
+  if (status == kGroveNotOnThisDevice) return {};
+  C10_CUDA_CHECK(static_cast<cudaError_t>(status));
+  return out;
+}
+#else
+Tensor skinny(GroveEpilogue, const Tensor&, const Tensor&, const Tensor&, int64_t) { return {}; }
+#endif
+
+void checkFactors(const char* name, const Tensor& x, const Tensor& weight) {
+  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), name, ": expected x [T, K], weight [N, K], got ", x.sizes(),
+              ", ", weight.sizes());
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  checkFactors("linear", x, weight);
+  const Tensor addend = bias.value_or(Tensor());
+  TORCH_CHECK(!addend.defined() || (addend.dim() == 1 && addend.size(0) == weight.size(0)), "linear: expected bias [", weight.size(0),
+              "], got ", addend.sizes());
+  const Tensor out = skinny(addend.defined() ? kGroveBias : kGrovePlain, x, weight, addend, weight.size(0));
+  return out.defined() ? out : at::linear(x, weight, bias);
+}
+
+Tensor linear_swiglu(const Tensor& x, const Tensor& weight) {
+  checkFactors("linear_swiglu", x, weight);
+  TORCH_CHECK(weight.size(0) % 2 == 0, "linear_swiglu: expected weight [gate | up] with an even number of rows, got ", weight.sizes());
+  const Tensor out = skinny(kGroveSwiglu, x, weight, Tensor(), weight.size(0) / 2);
+  if (out.defined()) return out;
+  const auto halves = at::linear(x, weight).chunk(2, 1);
+  return at::silu(halves[0]) * halves[1];
+}
+
+}  // namespace
+
+Tensor linear_residual(const Tensor& x, const Tensor& weight, const Tensor& residual) {
+  checkFactors("linear_residual", x, weight);
+  TORCH_CHECK(residual.dim() == 2 && residual.size(0) == x.size(0) && residual.size(1) == weight.size(0), "linear_residual: expected residual [",
+              x.size(0), ", ", weight.size(0), "], got ", residual.sizes());
+  const Tensor out = skinny(kGroveResidual, x, weight, residual, weight.size(0));
+  return out.defined() ? out : at::addmm(residual, x, weight.t());
+}
+
+TORCH_LIBRARY_FRAGMENT(grove, m) {  // composite: autograd is that of the operators of ATen
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", linear);
+  m.def("linear_residual(Tensor x, Tensor weight, Tensor residual) -> Tensor", linear_residual);
+  m.def("linear_swiglu(Tensor x, Tensor weight) -> Tensor", linear_swiglu);
+}
+
+}  // namespace grove
