@@ -37,3 +37,15 @@ typedef int (*GroveRmsNormLauncher)(const void* x, const void* weight, void* out
 // positions [A, tokens], axes and frequencies [count], cosines and sines bfloat16 [tokens, 2 * count]; see native/rope_table.cc.
 typedef int (*GroveRopeTableLauncher)(const int64_t* positions, const int64_t* axes, const float* frequencies, void* cosines, void* sines,
                                       int tokens, int count, void* stream);
+
+// Element by element, bfloat16, contiguous but for rotate's x, aligned to 16 bytes; see native/pointwise.cc. gateUp and dGateUp [rows, 2 * columns],
+// out, dProduct and product [rows, columns], columns a multiple of 8.
+typedef int (*GroveSwigluLauncher)(const void* gateUp, void* out, int64_t rows, int columns, void* stream);
+typedef int (*GroveSwigluBackwardLauncher)(const void* gateUp, const void* dProduct, void* dGateUp, void* product, int64_t rows, int columns,
+                                           void* stream);
+// numel a multiple of 8; dOut NULL for the forward.
+typedef int (*GroveQuickGeluLauncher)(const void* x, const void* dOut, void* out, int64_t numel, void* stream);
+// x [tokens, heads, headDim], rowStride values from token to token, a multiple of 8; cosines and sines [tokens, headDim], bfloat16 or float32;
+// headDim a multiple of 16.
+typedef int (*GroveRotateLauncher)(const void* x, const void* cosines, const void* sines, int tableIsBfloat16, void* out, int64_t tokens,
+                                   int heads, int headDim, int64_t rowStride, int backward, void* stream);

@@ -15,6 +15,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "pointwise.h"
 #include "runtime.h"
 #include "skinny_linear.h"
 
@@ -158,23 +159,14 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
 struct SwigluDown : torch::autograd::Function<SwigluDown> {
   static Tensor forward(AutogradContext* ctx, const Tensor& residual, const Tensor& gate_up, const Tensor& down) {
     ctx->save_for_backward({gate_up, down});
-    const auto halves = gate_up.chunk(2, 1);
-    return linear_residual(at::silu(halves[0]).mul_(halves[1]), down, residual);
+    return linear_residual(swiglu(gate_up), down, residual);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &gate_up = saved[0], &down = saved[1], &dout = grads[0];
-    const auto halves = gate_up.chunk(2, 1);
-    const Tensor &gate = halves[0], &up = halves[1];
-    const Tensor activated = at::silu(gate);
-    const Tensor d_down = at::mm(dout.t(), activated * up);
-    Tensor d_product = at::mm(dout, down);
-    Tensor d_gate_up = at::empty(gate_up.sizes(), gate_up.options());
-    const auto d_halves = d_gate_up.chunk(2, 1);
-    Tensor d_gate = d_halves[0], d_up = d_halves[1];
-    at::mul_out(d_up, d_product, activated);
-    at::silu_backward_out(d_gate, d_product.mul_(up), gate);
+    const auto [d_gate_up, product] = swiglu_backward(gate_up, at::mm(dout, down));
+    const Tensor d_down = at::mm(dout.t(), product);
     return {dout, d_gate_up, d_down};
   }
 };

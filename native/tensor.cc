@@ -1,6 +1,7 @@
 #include "tensor.h"
 
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -173,6 +174,8 @@ napi_value tensorRead(napi_env env, napi_callback_info info) {
   return nullptr;
 }
 
+constexpr int64_t kStagedBytes = 1 << 20;
+
 // tensorFromArray(typedArray, sourceDtype, ndim, dtype, device, pinned): handle of a new tensor; sizes in io.
 // Pinned: the host memory is page-locked, so that its copy to a CUDA device does not block the caller.
 napi_value tensorFromArray(napi_env env, napi_callback_info info) {
@@ -186,6 +189,16 @@ napi_value tensorFromArray(napi_env env, napi_callback_info info) {
   void* data = args.typedArray(0, &bytes);
   if (bytesOf(sizes, source) != static_cast<int64_t>(bytes)) {
     throw EngineError("ARG_KIND", "the array does not hold as many elements as the shape");
+  }
+  // Large arrays go to a device through page-locked memory, copied there by several threads, and are converted on the device: the caller waits for
+  // neither, and the memory is cached for the next upload.
+  if (device.is_cuda() && static_cast<int64_t>(bytes) >= kStagedBytes) {
+    at::Tensor staged = at::empty(sizes, at::TensorOptions().dtype(source).pinned_memory(true));
+    auto* to = static_cast<char*>(staged.mutable_data_ptr());
+    const auto* from = static_cast<const char*>(data);
+    at::parallel_for(0, static_cast<int64_t>(bytes), kStagedBytes,
+                     [&](int64_t begin, int64_t end) { std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin)); });
+    return makeNumber(env, tensors().add(staged.to(device, /*non_blocking=*/true).to(dtype)));
   }
   at::Tensor host = at::empty(sizes, at::TensorOptions().dtype(source).pinned_memory(pinned && source == dtype));
   if (bytes > 0) std::memcpy(host.mutable_data_ptr(), data, bytes);

@@ -7,7 +7,7 @@
 
 import { noGrad } from "../torch/autograd.ts";
 import { op, opN } from "../torch/dispatch.ts";
-import { arange, cast, cat, div, mul, reciprocal, to } from "../torch/ops.ts";
+import { arange, cast, cat, div, reciprocal, to } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../torch/tensor.ts";
 
@@ -18,8 +18,7 @@ export interface RopeTable {
 }
 
 const ropeTable = opN("grove::rope_table");
-const roll = op("aten::roll");
-const addcmul = op("aten::addcmul");
+const rotateHeads = op("grove::rotate");
 const powScalar = op("aten::pow.Scalar");
 
 /** The frequencies of one model part, and the axis that each of them follows. */
@@ -76,11 +75,8 @@ export class Rope implements Disposable {
 
 /**
  * Rotates every head of x [T, N, D]: (a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of a head.
- * Done in the table's dtype, returned in x's.
+ * Done in the table's dtype, returned in x's (native/pointwise.cc).
  */
 export function rotate(x: Tensor, table: RopeTable): Tensor {
-  const half = x.size(2) / 2;
-  const wide = table.cos.dtype === x.dtype ? x : cast(x, table.cos.dtype);
-  const turned = addcmul(mul(wide, table.cos), roll(wide, [half], [2]), table.sin);
-  return wide === x ? turned : cast(turned, x.dtype);
+  return rotateHeads(x, table.cos, table.sin);
 }

@@ -1,9 +1,23 @@
-/** grove::rms_norm and grove::swiglu_down against the ATen operators that they stand for; shared by the CPU and the CUDA test. */
+/** Fused parts of a layer against the ATen operators that they stand for, output and gradients; shared by the CPU and the CUDA test. */
 
 import { expect } from "vitest";
 import { backward, enableGrad } from "../../src/torch/autograd.ts";
 import { op } from "../../src/torch/dispatch.ts";
-import { addmm, cast, detach, mul, randn, rmsNorm, silu, split, transpose } from "../../src/torch/ops.ts";
+import {
+  add,
+  addmm,
+  cast,
+  cos,
+  detach,
+  mul,
+  randn,
+  rmsNorm,
+  sigmoid,
+  silu,
+  sin,
+  split,
+  transpose,
+} from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import type { Device, DType, Tensor } from "../../src/torch/tensor.ts";
@@ -11,6 +25,9 @@ import { relativeError } from "./support.ts";
 
 const groveRmsNorm = op("grove::rms_norm");
 const swigluDown = op("grove::swiglu_down");
+const quickGelu = op("grove::quick_gelu");
+const rotate = op("grove::rotate");
+const roll = op("aten::roll");
 
 /** Output and input gradients of `run`, in `dtype`, for the same random values. */
 function results(
@@ -30,6 +47,14 @@ function results(
   });
 }
 
+/** Cosines and sines [T, 1, D] of some angles, rounded to `values`, in `dtype`. */
+function rotationTable(T: number, D: number, device: Device, values: DType, dtype: DType): [Tensor, Tensor] {
+  using generator = new Generator(5, device);
+  const angles = randn([T, 1, D], { device, generator });
+  const rounded = (x: Tensor) => cast(cast(x, values), dtype);
+  return [rounded(cos(angles)), rounded(sin(angles))];
+}
+
 export function checkLayers(device: Device, dtype: DType, tolerance: number): void {
   const cases: { name: string; shapes: number[][]; ours: (x: Tensor[]) => Tensor; plain: (x: Tensor[]) => Tensor }[] = [
     {
@@ -44,19 +69,47 @@ export function checkLayers(device: Device, dtype: DType, tolerance: number): vo
       ours: ([x, w]) => groveRmsNorm(x, w, 1e-6),
       plain: ([x, w]) => rmsNorm(x as Tensor, w as Tensor, 1e-6),
     },
-    {
-      name: "swiglu_down",
+    ...[33, 40].map((I) => ({
+      name: `swiglu_down, I = ${I}`, // 40 fills vectors of eight, which CUDA in bfloat16 has a kernel for
       shapes: [
-        [37, 20],
-        [37, 66],
-        [20, 33],
+        [37, 24],
+        [37, 2 * I],
+        [24, I],
       ],
-      ours: ([h, gateUp, down]) => swigluDown(h, gateUp, down),
-      plain: ([h, gateUp, down]) => {
-        const [gate, up] = split(gateUp as Tensor, [33, 33], 1) as [Tensor, Tensor];
+      ours: ([h, gateUp, down]: Tensor[]) => swigluDown(h, gateUp, down),
+      plain: ([h, gateUp, down]: Tensor[]) => {
+        const [gate, up] = split(gateUp as Tensor, [I, I], 1) as [Tensor, Tensor];
         return addmm(h as Tensor, mul(silu(gate), up), transpose(down as Tensor, 0, 1));
       },
-    },
+    })),
+    ...[45, 48].map((columns) => ({
+      name: `quick_gelu, ${columns} columns`,
+      shapes: [[37, columns]],
+      ours: ([x]: Tensor[]) => quickGelu(x),
+      plain: ([x]: Tensor[]) => mul(x as Tensor, sigmoid(mul(x as Tensor, 1.702))),
+    })),
+    ...[20, 80].flatMap((D) =>
+      (dtype === "float64" ? ["own"] : ["own", "float32"]).map((table) => ({
+        name: `rotate, heads of ${D}, table in ${table === "own" ? "its own type" : table}`,
+        shapes: [[37, 7, D]],
+        // The first five of seven heads, as q and k are cut from a row that holds v too.
+        ours: ([x]: Tensor[]) => {
+          const [c, s] = rotationTable(
+            37,
+            D,
+            device,
+            table === "own" ? dtype : "float32",
+            table === "own" ? dtype : "float32",
+          );
+          return rotate(split(x as Tensor, [5, 2], 1)[0], c, s);
+        },
+        plain: ([x]: Tensor[]) => {
+          const [c, s] = rotationTable(37, D, device, table === "own" ? dtype : "float32", "float64");
+          const heads = split(x as Tensor, [5, 2], 1)[0] as Tensor;
+          return add(mul(heads, c), mul(roll(heads, [D / 2], [2]), s));
+        },
+      })),
+    ),
   ];
   for (const { name, shapes, ours, plain } of cases) {
     const got = results(shapes, dtype, device, dtype, ours);

@@ -76,7 +76,7 @@ gpuTest.each([
   ["residual", 1536, 8960],
   ["residual", 1536, 1536],
   ["residual", 8192, 8192],
-  ["residual", 1024, 29568 / 2],
+  ["residual", 8192, 29568 / 2],
   ["swiglu", 2 * 18944, 3584],
   ["swiglu", 2 * 8960, 1536],
   ["plain", 152064, 3584],

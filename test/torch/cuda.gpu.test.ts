@@ -34,6 +34,19 @@ gpuTest("autograd runs on the device", () => {
 });
 
 describe("host copies", () => {
+  gpuTest("large arrays arrive whole, one upload after another from the same staging memory", () => {
+    const arrays = [1, 2, 3].map((seed) => Float32Array.from({ length: 700_001 }, (_, i) => ((i * seed) % 253) - 100));
+    scope(() => {
+      const [whole, half] = (["float32", "bfloat16"] as const).map((dtype) =>
+        arrays.map((data) => fromArray(data, [data.length], { device, dtype })),
+      );
+      for (const [i, data] of arrays.entries()) {
+        expect(whole?.[i]?.toArray()).toEqual(data);
+        expect(half?.[i]?.toArray()).toEqual(data);
+      }
+    });
+  });
+
   gpuTest("pinned memory in both directions, bfloat16 included", () => {
     scope(() => {
       const data = Float32Array.from({ length: 1 << 16 }, (_, i) => (i % 256) - 128);

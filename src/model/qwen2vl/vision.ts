@@ -6,16 +6,15 @@
  */
 
 import { ShapeError } from "../../errors.ts";
+import { op } from "../../torch/dispatch.ts";
 import {
   add,
   cat,
   gelu,
   layerNorm,
   linear,
-  mul,
   reshape,
   scaledDotProductAttention,
-  sigmoid,
   split,
   transpose,
 } from "../../torch/ops.ts";
@@ -26,6 +25,8 @@ import { type Rope, type RopeTable, rotate } from "../rope.ts";
 import type { Step } from "../tape.ts";
 import { patchWidth, type Qwen2VLConfig } from "./config.ts";
 import type { Affine, VisionBlockWeights, VisionWeights } from "./parameters.ts";
+
+const quickGelu = op("grove::quick_gelu");
 
 const EPSILON = 1e-6; // of every LayerNorm in the tower
 
@@ -99,7 +100,7 @@ function visionBlock(
   const attended = reshape(frameAttention(q, k, v, runs), [N, E]);
   const h = add(x, affine(attended, weights.proj));
   const up = affine(norm(h, weights.norm2), weights.fc1);
-  return add(h, affine(mul(up, sigmoid(mul(up, 1.702))), weights.fc2)); // quick GELU
+  return add(h, affine(quickGelu(up), weights.fc2));
 }
 
 /** Every frame pair attends to itself: q, k, v [N, A, D] to [N, A, D]. Frames of equal size are one batch. */

@@ -1,0 +1,163 @@
+// Element by element parts of a layer, each one pass over its operands in 16-byte accesses: SwiGLU, quick GELU, rotary embedding. Meaning and
+// rounding: native/pointwise.cc.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+namespace {
+
+constexpr int kThreads = 256;
+
+struct __align__(16) Eight {
+  __nv_bfloat16 at[8];
+};
+
+__device__ __forceinline__ float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ __nv_bfloat16 narrow(float x) { return __float2bfloat16_rn(x); }
+__device__ __forceinline__ float rounded(float x) { return wide(narrow(x)); }
+
+// gate_up: rows of [gate | up], `vectors` of eight each.
+__global__ void __launch_bounds__(kThreads) swiglu(const Eight* gateUp, Eight* out, int64_t count, int vectors) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const int64_t from = at / vectors * 2 * vectors + at % vectors;
+  const Eight gate = gateUp[from], up = gateUp[from + vectors];
+  Eight result;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float g = wide(gate.at[i]);
+    result.at[i] = narrow(rounded(g / (1.0f + __expf(-g))) * wide(up.at[i]));
+  }
+  out[at] = result;
+}
+
+// Of product = silu(gate) up: the gradient of gate and up, and the product again.
+__global__ void __launch_bounds__(kThreads)
+    swigluBackward(const Eight* gateUp, const Eight* dProduct, Eight* dGateUp, Eight* product, int64_t count, int vectors) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const int64_t from = at / vectors * 2 * vectors + at % vectors;
+  const Eight gate = gateUp[from], up = gateUp[from + vectors], d = dProduct[at];
+  Eight dGate, dUp, result;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float g = wide(gate.at[i]), u = wide(up.at[i]), dp = wide(d.at[i]);
+    const float sigmoid = 1.0f / (1.0f + __expf(-g)), silu = rounded(g * sigmoid);
+    result.at[i] = narrow(silu * u);
+    dUp.at[i] = narrow(dp * silu);
+    dGate.at[i] = narrow(dp * u * sigmoid * (1.0f + g * (1.0f - sigmoid)));
+  }
+  product[at] = result;
+  dGateUp[from] = dGate;
+  dGateUp[from + vectors] = dUp;
+}
+
+// x sigmoid(1.702 x), or with `dOut` its gradient dOut (s + 1.702 x s (1 - s)).
+__global__ void __launch_bounds__(kThreads) quickGelu(const Eight* x, const Eight* dOut, Eight* out, int64_t count) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const Eight values = x[at];
+  const Eight d = dOut == nullptr ? Eight{} : dOut[at];
+  Eight result;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float v = wide(values.at[i]), s = 1.0f / (1.0f + __expf(-1.702f * v));
+    result.at[i] = narrow(dOut == nullptr ? v * s : wide(d.at[i]) * (s + 1.702f * v * s * (1.0f - s)));
+  }
+  out[at] = result;
+}
+
+// Eight neighbouring entries of a table, as float32.
+template <class T>
+struct Table;
+template <>
+struct Table<float> {
+  static __device__ __forceinline__ void load(const float* p, float (&out)[8]) {
+    const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w, out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+  }
+  static __device__ __forceinline__ float kept(float x) { return x; }
+};
+template <>
+struct Table<__nv_bfloat16> {
+  static __device__ __forceinline__ void load(const __nv_bfloat16* p, float (&out)[8]) {
+    const Eight e = *reinterpret_cast<const Eight*>(p);
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = wide(e.at[i]);
+  }
+  static __device__ __forceinline__ float kept(float x) { return rounded(x); }
+};
+
+// x cos + roll(x) sin for every head of x [tokens, heads, D]; `backward`: the same map transposed. A thread takes eight values of the first half
+// of a head and those half a head away. rowStride: values from one token of x to the next.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    rotateHeads(const __nv_bfloat16* x, const T* cosines, const T* sines, __nv_bfloat16* out, int64_t count, int heads, int D, int64_t rowStride,
+                bool backward) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const int pieces = D / 16, c = static_cast<int>(at % pieces) * 8;
+  const int64_t head = at / pieces, token = head / heads;
+  const __nv_bfloat16* from = x + token * rowStride + head % heads * D + c;
+  const Eight low = *reinterpret_cast<const Eight*>(from), high = *reinterpret_cast<const Eight*>(from + D / 2);
+  float cosLow[8], cosHigh[8], sinLow[8], sinHigh[8];
+  Table<T>::load(cosines + token * D + c, cosLow);
+  Table<T>::load(cosines + token * D + D / 2 + c, cosHigh);
+  Table<T>::load(sines + token * D + (backward ? D / 2 : 0) + c, sinLow);
+  Table<T>::load(sines + token * D + (backward ? 0 : D / 2) + c, sinHigh);
+  Eight newLow, newHigh;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float a = wide(low.at[i]), b = wide(high.at[i]);
+    newLow.at[i] = narrow(Table<T>::kept(a * cosLow[i]) + b * sinLow[i]);
+    newHigh.at[i] = narrow(Table<T>::kept(b * cosHigh[i]) + a * sinHigh[i]);
+  }
+  __nv_bfloat16* to = out + head * D + c;
+  *reinterpret_cast<Eight*>(to) = newLow;
+  *reinterpret_cast<Eight*>(to + D / 2) = newHigh;
+}
+
+unsigned blocks(int64_t count) { return static_cast<unsigned>((count + kThreads - 1) / kThreads); }
+
+}  // namespace
+
+// The launchers; their contracts are in native/kernels.h.
+#define GROVE_LAUNCHER extern "C" __attribute__((visibility("default"))) int
+
+GROVE_LAUNCHER grove_swiglu(const void* gateUp, void* out, int64_t rows, int columns, void* stream) {
+  const int64_t count = rows * columns / 8;
+  swiglu<<<blocks(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<const Eight*>(gateUp), static_cast<Eight*>(out), count,
+                                                                           columns / 8);
+  return static_cast<int>(cudaGetLastError());
+}
+
+GROVE_LAUNCHER grove_swiglu_backward(const void* gateUp, const void* dProduct, void* dGateUp, void* product, int64_t rows, int columns,
+                                     void* stream) {
+  const int64_t count = rows * columns / 8;
+  swigluBackward<<<blocks(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      static_cast<const Eight*>(gateUp), static_cast<const Eight*>(dProduct), static_cast<Eight*>(dGateUp), static_cast<Eight*>(product), count,
+      columns / 8);
+  return static_cast<int>(cudaGetLastError());
+}
+
+GROVE_LAUNCHER grove_quick_gelu(const void* x, const void* dOut, void* out, int64_t numel, void* stream) {
+  quickGelu<<<blocks(numel / 8), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<const Eight*>(x), static_cast<const Eight*>(dOut),
+                                                                                  static_cast<Eight*>(out), numel / 8);
+  return static_cast<int>(cudaGetLastError());
+}
+
+GROVE_LAUNCHER grove_rotate(const void* x, const void* cosines, const void* sines, int tableIsBfloat16, void* out, int64_t tokens, int heads,
+                            int headDim, int64_t rowStride, int backward, void* stream) {
+  using Half = __nv_bfloat16;
+  const int64_t count = tokens * heads * (headDim / 16);
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  if (tableIsBfloat16) {
+    rotateHeads<<<blocks(count), kThreads, 0, on>>>(static_cast<const Half*>(x), static_cast<const Half*>(cosines), static_cast<const Half*>(sines),
+                                                   static_cast<Half*>(out), count, heads, headDim, rowStride, backward != 0);
+  } else {
+    rotateHeads<<<blocks(count), kThreads, 0, on>>>(static_cast<const Half*>(x), static_cast<const float*>(cosines),
+                                                   static_cast<const float*>(sines), static_cast<Half*>(out), count, heads, headDim, rowStride,
+                                                   backward != 0);
+  }
+  return static_cast<int>(cudaGetLastError());
+}
