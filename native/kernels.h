@@ -21,15 +21,14 @@ typedef int (*GroveDecodeAttentionLauncher)(const void* qkv, const void* cos, co
 // 1 where the current device can run it with this head size, else 0.
 typedef int (*GroveDecodeAttentionFits)(int headDim);
 
-// What a launcher returns, having done nothing, on a device that its kernel is not made for.
-#define kGroveNotOnThisDevice (-1)
-
 // out = x w^T and what follows it: x [m, k], w [n, k] (swiglu: [2 n, k], gate rows before up rows), out [m, n]; addend: bias [n], residual [m, n],
-// else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Compute capability 9.0. Chained (kernels/launch.cuh): it
-// begins to read w while earlier kernels of the stream may still run.
-enum GroveEpilogue { kGrovePlain = 0, kGroveBias = 1, kGroveResidual = 2, kGroveSwiglu = 3 };
+// else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Chained (kernels/launch.cuh): it begins to read w while
+// earlier kernels of the stream may still run. ResidualHalves sums over k in two halves, cut at (k / 256 + 1) / 2 * 256; k a multiple of 256.
+enum GroveEpilogue { kGrovePlain = 0, kGroveBias = 1, kGroveResidual = 2, kGroveSwiglu = 3, kGroveResidualHalves = 4 };
 typedef int (*GroveSkinnyLinearLauncher)(int epilogue, const void* x, const void* w, const void* addend, void* out, int m, int n, int k,
                                          void* stream);
+// 1 where the current device can run it (compute capability 9.0), else 0.
+typedef int (*GroveSkinnyLinearFits)(void);
 
 // x, out [rows, columns], weight [columns], all bfloat16, aligned to 16 bytes; scales [rows]: 1 / rms. columns a multiple of 8, at most 8192.
 typedef int (*GroveRmsNormLauncher)(const void* x, const void* weight, void* out, float* scales, int rows, int columns, float eps, void* stream);
@@ -45,6 +44,8 @@ typedef int (*GroveSwigluBackwardLauncher)(const void* gateUp, const void* dProd
                                            void* stream);
 // numel a multiple of 8; dOut NULL for the forward.
 typedef int (*GroveQuickGeluLauncher)(const void* x, const void* dOut, void* out, int64_t numel, void* stream);
+// out = round(round(sum) + residual); sum float32; numel a multiple of 8.
+typedef int (*GroveAddRoundedLauncher)(const float* sum, const void* residual, void* out, int64_t numel, void* stream);
 // x [tokens, heads, headDim], rowStride values from token to token, a multiple of 8; cosines and sines [tokens, headDim], bfloat16 or float32;
 // headDim a multiple of 16.
 typedef int (*GroveRotateLauncher)(const void* x, const void* cosines, const void* sines, int tableIsBfloat16, void* out, int64_t tokens,

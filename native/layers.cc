@@ -159,7 +159,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
 struct SwigluDown : torch::autograd::Function<SwigluDown> {
   static Tensor forward(AutogradContext* ctx, const Tensor& residual, const Tensor& gate_up, const Tensor& down) {
     ctx->save_for_backward({gate_up, down});
-    return linear_residual(swiglu(gate_up), down, residual);
+    return linear_residual_halves(swiglu(gate_up), down, residual);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

@@ -2,12 +2,17 @@
 //
 //   grove::linear(x [T, K], weight [N, K], bias [N]?)              x weight^T + bias
 //   grove::linear_residual(x, weight, residual [T, N])             residual + x weight^T
+//   grove::linear_residual_halves(x, weight, residual)             the same, no gradient; see below
 //   grove::linear_swiglu(x, weight [2 I, K])                       silu(x gate^T) * x up^T, weight = [gate | up]
 //
 // With at most 128 rows in bfloat16 on Hopper each is one kernel (kernels/skinny_linear.cu), bound by reading the weight. It takes every sum in the
 // order of K, and rounds where the operators that it stands for round. cuBLAS does so too where there are many rows; with few it would cut K into
 // parts, summed side by side, and a decode step would round the same activation otherwise than training does. So results do not depend on how many
 // rows come along, and equal training's bit for bit (test/model/skinny-linear.gpu.test.ts; docs/decisions/0004-one-numeric-truth.md).
+// One product is long in K and narrow: down. With few rows one block per tile would take in all of x beside a few rows of W, which costs more than
+// reading W. So its sum is taken in two halves of K by two blocks, in float32, added at the end. Training's pass does the same with two products of
+// cuBLAS into one float32 sum: linear_residual_halves with many rows.
+//
 // Everywhere else, and where a gradient is wanted, these are the operators of ATen that they stand for.
 #include "skinny_linear.h"
 
@@ -30,10 +35,16 @@ using at::Tensor;
 #ifdef GROVE_CUDA
 constexpr int64_t kRows = 128;     // with more, cuBLAS reads the weight as fast
 constexpr int64_t kColumns = 128;  // K is a multiple of it
+constexpr int64_t kLongSum = 8192, kCut = 256;
 
 // The copy engine takes addresses that are multiples of 16.
 bool isPlain(const Tensor& x) {
   return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.is_contiguous() && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+}
+
+bool isOnHopper() {
+  static const auto fits = reinterpret_cast<GroveSkinnyLinearFits>(kernelSymbol("grove_skinny_linear_fits"));
+  return fits != nullptr && fits() != 0;
 }
 
 // The kernel's result [T, n], or an undefined tensor where it does not fit.
@@ -41,24 +52,48 @@ Tensor skinny(GroveEpilogue epilogue, const Tensor& x, const Tensor& weight, con
   static const auto launch = reinterpret_cast<GroveSkinnyLinearLauncher>(kernelSymbol("grove_skinny_linear"));
   const bool wantsGradient =
       at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (addend.defined() && addend.requires_grad()));
-  if (launch == nullptr || wantsGradient || x.size(0) == 0 || x.size(0) > kRows || x.size(1) % kColumns != 0 || n % 8 != 0) return {};
+  if (wantsGradient || x.size(0) == 0 || x.size(0) > kRows || x.size(1) % kColumns != 0 || n % 8 != 0) return {};
   if (!isPlain(x) || !isPlain(weight) || (addend.defined() && !isPlain(addend))) return {};
   c10::cuda::CUDAGuard guard(x.device());
+  if (!isOnHopper()) return {};
   Tensor out = at::empty({x.size(0), n}, x.options());
-  const int status = launch(epilogue, x.const_data_ptr(), weight.const_data_ptr(), addend.defined() ? addend.const_data_ptr() : nullptr,
-                            out.mutable_data_ptr(), static_cast<int>(x.size(0)), static_cast<int>(n), static_cast<int>(x.size(1)),
-                            c10::cuda::getCurrentCUDAStream().stream());
-  if (status == kGroveNotOnThisDevice) return {};
-  C10_CUDA_CHECK(static_cast<cudaError_t>(status));
+  C10_CUDA_CHECK(static_cast<cudaError_t>(
+      launch(epilogue, x.const_data_ptr(), weight.const_data_ptr(), addend.defined() ? addend.const_data_ptr() : nullptr, out.mutable_data_ptr(),
+             static_cast<int>(x.size(0)), static_cast<int>(n), static_cast<int>(x.size(1)), c10::cuda::getCurrentCUDAStream().stream())));
+  return out;
+}
+
+// The same sum of two halves as kGroveResidualHalves, for many rows. Undefined where the sum is not one to be halved: that depends on K and on the
+// device, not on the number of rows.
+Tensor sumOfHalves(const Tensor& x, const Tensor& weight, const Tensor& residual) {
+  static const auto addRounded = reinterpret_cast<GroveAddRoundedLauncher>(kernelSymbol("grove_add_rounded"));
+  const int64_t K = x.size(1), cut = (K / kCut + 1) / 2 * kCut;
+  if (K < kLongSum || K % kCut != 0 || residual.numel() == 0 || residual.size(1) % 8 != 0 || !isPlain(x) || !isPlain(weight) || !isPlain(residual))
+    return {};
+  c10::cuda::CUDAGuard guard(x.device());
+  if (!isOnHopper()) return {};
+  if (x.size(0) <= kRows) return skinny(kGroveResidualHalves, x, weight, residual, weight.size(0));
+  Tensor sum = at::mm(x.narrow(1, 0, cut), weight.narrow(1, 0, cut).t(), at::kFloat);
+  at::addmm_out(sum, sum, x.narrow(1, cut, K - cut), weight.narrow(1, cut, K - cut).t(), at::kFloat);
+  Tensor out = at::empty(residual.sizes(), residual.options());
+  C10_CUDA_CHECK(static_cast<cudaError_t>(addRounded(sum.const_data_ptr<float>(), residual.const_data_ptr(), out.mutable_data_ptr(), out.numel(),
+                                                     c10::cuda::getCurrentCUDAStream().stream())));
   return out;
 }
 #else
 Tensor skinny(GroveEpilogue, const Tensor&, const Tensor&, const Tensor&, int64_t) { return {}; }
+Tensor sumOfHalves(const Tensor&, const Tensor&, const Tensor&) { return {}; }
 #endif
 
 void checkFactors(const char* name, const Tensor& x, const Tensor& weight) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), name, ": expected x [T, K], weight [N, K], got ", x.sizes(),
               ", ", weight.sizes());
+}
+
+void checkResidual(const Tensor& x, const Tensor& weight, const Tensor& residual) {
+  checkFactors("linear_residual", x, weight);
+  TORCH_CHECK(residual.dim() == 2 && residual.size(0) == x.size(0) && residual.size(1) == weight.size(0), "linear_residual: expected residual [",
+              x.size(0), ", ", weight.size(0), "], got ", residual.sizes());
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -82,16 +117,22 @@ Tensor linear_swiglu(const Tensor& x, const Tensor& weight) {
 }  // namespace
 
 Tensor linear_residual(const Tensor& x, const Tensor& weight, const Tensor& residual) {
-  checkFactors("linear_residual", x, weight);
-  TORCH_CHECK(residual.dim() == 2 && residual.size(0) == x.size(0) && residual.size(1) == weight.size(0), "linear_residual: expected residual [",
-              x.size(0), ", ", weight.size(0), "], got ", residual.sizes());
+  checkResidual(x, weight, residual);
   const Tensor out = skinny(kGroveResidual, x, weight, residual, weight.size(0));
   return out.defined() ? out : at::addmm(residual, x, weight.t());
+}
+
+Tensor linear_residual_halves(const Tensor& x, const Tensor& weight, const Tensor& residual) {
+  at::NoGradGuard noGrad;
+  checkResidual(x, weight, residual);
+  const Tensor out = sumOfHalves(x, weight, residual);
+  return out.defined() ? out : linear_residual(x, weight, residual);
 }
 
 TORCH_LIBRARY_FRAGMENT(grove, m) {  // composite: autograd is that of the operators of ATen
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", linear);
   m.def("linear_residual(Tensor x, Tensor weight, Tensor residual) -> Tensor", linear_residual);
+  m.def("linear_residual_halves(Tensor x, Tensor weight, Tensor residual) -> Tensor", linear_residual_halves);
   m.def("linear_swiglu(Tensor x, Tensor weight) -> Tensor", linear_swiglu);
 }
 

@@ -30,6 +30,33 @@ __device__ __forceinline__ void barrierWait(uint64_t* barrier, uint32_t parity) 
       : "memory");
 }
 
+// The other block of a cluster of two: its shared memory at the same place as ours, and its barriers.
+__device__ __forceinline__ uint32_t clusterRank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void clusterSync() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
+__device__ __forceinline__ uint32_t addressIn(uint32_t rank, const void* p) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(sharedAddress(p)), "r"(rank));
+  return address;
+}
+__device__ __forceinline__ void storeIn(uint32_t address, float value) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+// What this thread has stored there is seen by who waits with barrierWaitCluster.
+__device__ __forceinline__ void barrierArriveIn(uint32_t address) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+}
+__device__ __forceinline__ void barrierWaitCluster(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(
+          sharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
 // How long a cache line is wanted: weights are read once a step, activations by every block.
 __device__ __forceinline__ uint64_t readOnce() {
   uint64_t policy;
@@ -78,9 +105,13 @@ template <int N>
 struct Product;
 #define GROVE_D8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define GROVE_D16 GROVE_D8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define GROVE_D12 GROVE_D8 ",%8,%9,%10,%11"
 #define GROVE_D20 GROVE_D16 ",%16,%17,%18,%19"
+#define GROVE_D24 GROVE_D20 ",%20,%21,%22,%23"
 #define GROVE_D28 GROVE_D20 ",%20,%21,%22,%23,%24,%25,%26,%27"
 #define GROVE_D36 GROVE_D28 ",%28,%29,%30,%31,%32,%33,%34,%35"
+#define GROVE_D56                                                                                                                          \
+  GROVE_D36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55"
 #define GROVE_D72                                                                                                                          \
   GROVE_D36 ",%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66," \
             "%67,%68,%69,%70,%71"
@@ -97,10 +128,13 @@ struct Product;
     }                                                                                                                                   \
   };
 GROVE_PRODUCT(16, GROVE_D8, 8, 9, GROVE_R8(d, 0))
+GROVE_PRODUCT(24, GROVE_D12, 12, 13, GROVE_R8(d, 0), GROVE_R4(d, 8))
 GROVE_PRODUCT(32, GROVE_D16, 16, 17, GROVE_R16(d, 0))
 GROVE_PRODUCT(40, GROVE_D20, 20, 21, GROVE_R16(d, 0), GROVE_R4(d, 16))
+GROVE_PRODUCT(48, GROVE_D24, 24, 25, GROVE_R16(d, 0), GROVE_R8(d, 16))
 GROVE_PRODUCT(56, GROVE_D28, 28, 29, GROVE_R16(d, 0), GROVE_R8(d, 16), GROVE_R4(d, 24))
 GROVE_PRODUCT(72, GROVE_D36, 36, 37, GROVE_R16(d, 0), GROVE_R16(d, 16), GROVE_R4(d, 32))
+GROVE_PRODUCT(112, GROVE_D56, 56, 57, GROVE_R16(d, 0), GROVE_R16(d, 16), GROVE_R16(d, 32), GROVE_R8(d, 48))
 GROVE_PRODUCT(144, GROVE_D72, 72, 73, GROVE_R16(d, 0), GROVE_R16(d, 16), GROVE_R16(d, 32), GROVE_R16(d, 48), GROVE_R8(d, 64))
 #undef GROVE_PRODUCT
 

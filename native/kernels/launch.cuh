@@ -27,7 +27,8 @@ inline bool chains() {
          major >= 9;
 }
 
-template <class... Parameters, class... Arguments>
+// CLUSTER blocks next to each other form a cluster.
+template <int CLUSTER = 1, class... Parameters, class... Arguments>
 cudaError_t launchChained(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t sharedBytes, cudaStream_t stream,
                           const Arguments&... arguments) {
   cudaLaunchConfig_t config = {};
@@ -35,11 +36,14 @@ cudaError_t launchChained(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
   config.blockDim = block;
   config.dynamicSmemBytes = sharedBytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = chains() ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = CLUSTER;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  config.attrs = attributes;
+  config.numAttrs = !chains() ? 0 : CLUSTER == 1 ? 1 : 2;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

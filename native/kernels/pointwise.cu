@@ -1,5 +1,5 @@
-// Element by element parts of a layer, each one pass over its operands in 16-byte accesses: SwiGLU, quick GELU, rotary embedding. Meaning and
-// rounding: native/pointwise.cc.
+// Element by element parts of a layer, each one pass over its operands in 16-byte accesses: SwiGLU, quick GELU, rotary embedding (meaning and
+// rounding: native/pointwise.cc), the end of a product that is summed in float32 (native/skinny_linear.cc).
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -64,6 +64,19 @@ __global__ void __launch_bounds__(kThreads) quickGelu(const Eight* x, const Eigh
     const float v = wide(values.at[i]), s = 1.0f / (1.0f + __expf(-1.702f * v));
     result.at[i] = narrow(dOut == nullptr ? v * s : wide(d.at[i]) * (s + 1.702f * v * s * (1.0f - s)));
   }
+  out[at] = result;
+}
+
+// A sum in float32 becomes what aten::addmm gives in bfloat16: rounded, and rounded again with the residual.
+__global__ void __launch_bounds__(kThreads) addRounded(const float4* sum, const Eight* residual, Eight* out, int64_t count) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const float4 a = sum[2 * at], b = sum[2 * at + 1];
+  const float sums[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  const Eight add = residual[at];
+  Eight result;
+#pragma unroll
+  for (int i = 0; i < 8; i++) result.at[i] = narrow(rounded(sums[i]) + wide(add.at[i]));
   out[at] = result;
 }
 
@@ -143,6 +156,12 @@ GROVE_LAUNCHER grove_swiglu_backward(const void* gateUp, const void* dProduct, v
 GROVE_LAUNCHER grove_quick_gelu(const void* x, const void* dOut, void* out, int64_t numel, void* stream) {
   quickGelu<<<blocks(numel / 8), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<const Eight*>(x), static_cast<const Eight*>(dOut),
                                                                                   static_cast<Eight*>(out), numel / 8);
+  return static_cast<int>(cudaGetLastError());
+}
+
+GROVE_LAUNCHER grove_add_rounded(const float* sum, const void* residual, void* out, int64_t numel, void* stream) {
+  addRounded<<<blocks(numel / 8), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      reinterpret_cast<const float4*>(sum), static_cast<const Eight*>(residual), static_cast<Eight*>(out), numel / 8);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -23,6 +23,7 @@ import { relativeError } from "./support.ts";
 
 const linear = op("grove::linear");
 const linearResidual = op("grove::linear_residual");
+const linearResidualHalves = op("grove::linear_residual_halves");
 const linearSwiglu = op("grove::linear_swiglu");
 const ROWS = [1, 8, 37, 64, 65, 128];
 
@@ -39,6 +40,10 @@ const OPERATORS: Record<string, { few: (c: Case) => Tensor; many: (c: Case) => T
   residual: {
     few: (c) => linearResidual(c.x, c.weight, c.residual),
     many: (c) => addmm(c.residual, c.x, transpose(c.weight, 0, 1)),
+  },
+  halves: {
+    few: (c) => linearResidualHalves(c.x, c.weight, c.residual),
+    many: (c) => linearResidualHalves(c.x, c.weight, c.residual),
   },
   swiglu: {
     few: (c) => linearSwiglu(c.x, c.weight),
@@ -75,8 +80,11 @@ gpuTest.each([
   ["residual", 3584, 3584],
   ["residual", 1536, 8960],
   ["residual", 1536, 1536],
+  ["halves", 3584, 18944],
+  ["halves", 1536, 8960],
+  ["halves", 8192, 8192],
   ["residual", 8192, 8192],
-  ["residual", 8192, 29568 / 2],
+  ["residual", 8192, 14720],
   ["swiglu", 2 * 18944, 3584],
   ["swiglu", 2 * 8960, 1536],
   ["plain", 152064, 3584],
@@ -102,6 +110,7 @@ gpuTest("rows and columns that fill no tile, and factors that the kernel leaves 
     [8, 128],
     [66, 384],
     [48, 100],
+    [104, 8448],
   ] as const) {
     scope(() =>
       noGrad(() => {

@@ -8,6 +8,7 @@ import type { Tensor } from "../../src/torch/tensor.ts";
 
 const linear = op("grove::linear");
 const linearResidual = op("grove::linear_residual");
+const linearResidualHalves = op("grove::linear_residual_halves");
 const linearSwiglu = op("grove::linear_swiglu");
 
 /** Output and gradients of all inputs. */
@@ -68,7 +69,22 @@ test.each([
   ["linear: expected x", () => linear(randn([2, 3]), randn([4, 5]), null)],
   ["expected bias [4]", () => linear(randn([2, 3]), randn([4, 3]), randn([5]))],
   ["expected residual [2, 4]", () => linearResidual(randn([2, 3]), randn([4, 3]), randn([2, 5]))],
+  ["expected residual [2, 4]", () => linearResidualHalves(randn([2, 3]), randn([4, 3]), randn([2, 5]))],
   ["even number of rows", () => linearSwiglu(randn([2, 3]), randn([5, 3]))],
 ])("misshapen factors are refused: %s", (message, run) => {
   expect(() => scope(run)).toThrow(message);
+});
+
+test("a sum in halves is the sum, on the CPU in order and without a gradient", () => {
+  scope(() => {
+    using generator = new Generator(1);
+    const [x, w, r] = [
+      [5, 8448],
+      [6, 8448],
+      [5, 6],
+    ].map((shape) => randn(shape, { dtype: "float64", generator }).setRequiresGrad(true)) as [Tensor, Tensor, Tensor];
+    const out = enableGrad(() => linearResidualHalves(x, w, r));
+    expect(out.requiresGrad).toBe(false);
+    expect(out.toNumbers()).toEqual(linearResidual(x, w, r).toNumbers());
+  });
 });

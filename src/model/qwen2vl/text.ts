@@ -18,6 +18,7 @@ import type { TextLayerWeights, TextWeights } from "./parameters.ts";
 const swigluDown = op("grove::swiglu_down");
 const rmsNormOp = op("grove::rms_norm");
 const linearResidual = op("grove::linear_residual");
+const linearResidualHalves = op("grove::linear_residual_halves");
 const linearSwiglu = op("grove::linear_swiglu");
 /** x weight^T + bias; native/skinny_linear.cc tells what few rows do otherwise. */
 export const linear = op("grove::linear");
@@ -46,7 +47,7 @@ export function textLayer(
   const h = linearResidual(attended, weights.o, x);
   const normed = rmsNorm(h, weights.mlpNorm, rmsNormEps);
   // A decode step keeps nothing for a backward: gate, up and SwiGLU are one kernel.
-  if ("attendProjections" in plan) return linearResidual(linearSwiglu(normed, weights.gateUp), weights.down, h);
+  if ("attendProjections" in plan) return linearResidualHalves(linearSwiglu(normed, weights.gateUp), weights.down, h);
   return swigluDown(h, linear(normed, weights.gateUp, null), weights.down);
 }
 
