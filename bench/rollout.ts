@@ -1,23 +1,27 @@
 /**
  * A rollout with random weights: seconds of prefill (vision tower included) and milliseconds of a decode step, against the bytes that a step
- * must read and the copy bandwidth measured in the same run. Completions run to the limit, but for a stray end token.
+ * must read and the copy bandwidth measured in the same run. Completions run to their limit, but for a stray end token.
  *
- *   npm run bench -- rollout --shape qwen2-vl-7b [--questions 8] [--group 8] [--prompt 931] [--new-tokens 256] [--attention fused]
+ *   npm run bench -- rollout --shape qwen2-vl-7b [--questions 8] [--group 8] [--prompt 931] [--new-tokens 256] [--slots 64]
+ *                            [--lengths full|lognormal] [--sigma 0.5] [--attention fused|per-sequence|plain] [--deterministic]
  *                            [--repeats 3] [--out file.json]
  *
  * A step must read the layers' and the head's weights once, every prompt's keys and values once, and each completion's own, half of its
- * final length on average.
+ * final length on average. `--lengths lognormal` ends completions at lengths of mean 128 (before the cap at --new-tokens) that the host does not know
+ * in advance; the same questions are then run at full length too, as many as fill the slots, and tokens a second compared.
  */
 
 import { parseArgs } from "node:util";
-import { packGroups } from "../src/model/packed.ts";
 import { Qwen2VL } from "../src/model/qwen2vl/model.ts";
 import { fusedDecodeFits } from "../src/rollout/fused-decode-plan.ts";
-import { Sampler } from "../src/rollout/sampler.ts";
-import { memoryStats, synchronize } from "../src/torch/cuda.ts";
-import { copy_, mm, randn } from "../src/torch/ops.ts";
-import { scope } from "../src/torch/scope.ts";
+import { Sampler, type SamplerOptions } from "../src/rollout/sampler.ts";
+import { memoryStats, resetPeakMemory } from "../src/torch/cuda.ts";
+import { logprobGap } from "./lib/gap.ts";
+import { measureCopy, measureMatmul } from "./lib/hardware.ts";
+import { logNormalLengths } from "./lib/lengths.ts";
 import { environment, spread, writeResult } from "./lib/report.ts";
+import { runRollouts, stepBytes } from "./lib/rollouts.ts";
+import { drawMs } from "./lib/sampling.ts";
 import { seedPrompts, shapeConfig } from "./lib/shapes.ts";
 
 const { values } = parseArgs({
@@ -27,29 +31,34 @@ const { values } = parseArgs({
     group: { type: "string", default: "8" },
     prompt: { type: "string", default: "931" },
     "new-tokens": { type: "string", default: "256" },
+    slots: { type: "string" },
+    lengths: { type: "string", default: "full" },
+    sigma: { type: "string", default: "0.5" },
     attention: { type: "string" },
+    deterministic: { type: "boolean", default: false },
     repeats: { type: "string", default: "3" },
     out: { type: "string" },
   },
 });
-const { shape } = values;
+const { shape, deterministic } = values;
 const [Q, G, P, N] = [values.questions, values.group, values.prompt, values["new-tokens"]].map(Number) as [
   number,
   number,
   number,
   number,
 ];
+const slots = Number(values.slots ?? Q * G);
 const say = (line: string) => process.stdout.write(`${line}\n`);
 
 const copyTbPerS = measureCopy();
 const matmulTflops = measureMatmul();
-say(
-  `copy ${copyTbPerS.toFixed(2)} TB/s (read and write), bf16 matrix product 8192^3 ${matmulTflops.toFixed(0)} TFLOP/s`,
-);
+say(`copy ${copyTbPerS.toFixed(2)} TB/s (read and write), bf16 product 8192^3 ${matmulTflops.toFixed(0)} TFLOP/s`);
 
 const config = { ...shapeConfig(shape), eosTokenIds: [0] };
 using model = Qwen2VL.random(config, { device: "cuda", dtype: "bfloat16", seed: 1 });
-const attention = (values.attention ?? (fusedDecodeFits(model) ? "fused" : "plain")) as "fused" | "plain";
+const attention = (values.attention ?? (fusedDecodeFits(model) ? "fused" : "plain")) as NonNullable<
+  SamplerOptions["attention"]
+>;
 // the only end token is one of 152,000: hardly ever drawn, and the loop goes on for the others
 const tokenizer = {
   vocabSize: config.text.vocabSize,
@@ -57,112 +66,81 @@ const tokenizer = {
   encode: () => Int32Array.of(151654),
   decode: () => "",
 };
+using sampler = new Sampler({ model, tokenizer, config: { maxConcurrent: slots, deterministic }, attention });
 const prompts = seedPrompts(Q, P);
-using sampler = new Sampler({ model, tokenizer, config: { maxConcurrent: Q * G }, attention });
-const runs: { prefillS: number; msPerStep: number; wholeS: number; tokensPerS: number }[] = [];
-let gap = Number.NaN;
-for (let repeat = 0; repeat <= Number(values.repeats); repeat++) {
-  synchronize();
-  const started = performance.now();
-  const groups = sampler.rolloutGroups(prompts, {
-    groupSize: G,
-    maxNewTokens: N,
-    temperature: 1,
-    topK: 0,
-    topP: 1,
-    seed: 1,
-    step: repeat,
-  });
-  const wholeS = (performance.now() - started) / 1000;
-  const { prefillS, decodeS, steps, tokens } = sampler.stats;
-  if (repeat === 0)
-    gap = logprobGap(groups); // the first run warms up
-  else runs.push({ prefillS, msPerStep: (decodeS / steps) * 1000, wholeS, tokensPerS: tokens / decodeS });
-}
+const repeats = Number(values.repeats);
 
-const weightBytes = model.parameters
-  .filter(
-    ({ name }) => /^(model\.layers|model\.norm|lm_head)/.test(name) || (config.tieWordEmbeddings && /embed/.test(name)),
-  )
-  .reduce((sum, { tensor }) => sum + tensor.numel * 2, 0);
-const kvBytesPerToken = 2 * 2 * config.text.numKvHeads * model.headDim * config.text.numLayers;
-const stepBytes = weightBytes + (Q * P + (Q * G * N) / 2) * kvBytesPerToken;
-const ms = spread(runs.map((run) => run.msPerStep));
+resetPeakMemory();
+const sigma = Number(values.sigma);
+const limits = values.lengths === "lognormal" ? { limitOf: logNormalLengths(128, sigma, N) } : {};
+const main = runRollouts(sampler, prompts, { groupSize: G, maxNewTokens: N, ...limits }, repeats);
+const peakGib = memoryStats().peak / 2 ** 30;
+const gap = logprobGap(model, main.groups);
+const full = limits.limitOf
+  ? runRollouts(sampler, seedPrompts(Math.max(1, Math.floor(slots / G)), P), { groupSize: G, maxNewTokens: N }, repeats)
+  : null;
+
+const perPrompt = attention === "per-sequence" ? G : 1;
+const bytes = stepBytes(model, { prompts: Math.min(Q, slots / G) * perPrompt, promptTokens: P, slots, newTokens: N });
+const ms = spread(main.runs.map((run) => run.msPerStep));
+const drawing = drawMs(Math.ceil(slots / 8) * 8, config.text.vocabSize);
+const tokensPerS = spread(main.runs.map((run) => run.tokensPerS));
+const fullTokensPerS = full && spread(full.runs.map((run) => run.tokensPerS));
+const of = (pick: (run: (typeof main.runs)[0]) => number) => spread(main.runs.map(pick));
 const result = {
   benchmark: "rollout",
   ...environment("cuda"),
-  shape,
-  dtype: "bfloat16",
-  attention,
-  questions: Q,
-  group: G,
-  promptTokens: P,
-  newTokens: N,
-  repeats: runs.length,
+  ...{ shape, dtype: "bfloat16", attention, deterministic, questions: Q, group: G, slots },
+  ...{ promptTokens: P, newTokens: N, repeats: main.runs.length },
+  lengths: limits.limitOf ? { lognormal: { mean: 128, sigma, most: N } } : "full",
   copyTbPerS,
   matmulTflops,
-  stepBytes,
-  boundMsPerStep: stepBytes / copyTbPerS / 1e9,
   msPerStep: ms,
-  tbPerS: stepBytes / ms.median / 1e9,
-  shareOfCopy: stepBytes / ms.median / 1e9 / copyTbPerS,
-  tokensPerS: spread(runs.map((run) => run.tokensPerS)),
-  prefillS: spread(runs.map((run) => run.prefillS)),
-  wholeS: spread(runs.map((run) => run.wholeS)),
-  peakGib: memoryStats().peak / 2 ** 30,
-  logprobGapMean: gap,
+  // of full slots; with other lengths it is not known which bytes a step had to read
+  ...(limits.limitOf
+    ? {}
+    : {
+        stepBytes: bytes,
+        boundMsPerStep: bytes / copyTbPerS / 1e9,
+        tbPerS: bytes / ms.median / 1e9,
+        shareOfCopy: bytes / ms.median / 1e9 / copyTbPerS,
+      }),
+  tokensPerS,
+  ...(fullTokensPerS && { fullTokensPerS, shareOfFullBatch: tokensPerS.median / fullTokensPerS.median }),
+  occupancy: of((run) => run.occupancy),
+  steps: main.runs[0]?.steps,
+  tokens: main.runs[0]?.tokens,
+  prefillS: of((run) => run.prefillS),
+  visionS: of((run) => run.visionS),
+  decodeS: of((run) => run.decodeS),
+  wholeS: of((run) => run.wholeS),
+  captureS: main.captureS,
+  drawMs: drawing,
+  drawShareOfStep: drawing / ms.median,
+  kvGib: (main.runs[0]?.kvBytes ?? 0) / 2 ** 30,
+  peakGib,
+  logprobGapMean: gap.mean,
+  logprobGapMax: gap.max,
 };
 say(
-  `${shape}, ${Q} x ${G} completions, prompts of ${P} tokens, ${N} new tokens, ${attention} attention, ${runs.length} runs`,
+  `${shape}, ${Q} x ${G} completions in ${slots} slots, prompts of ${P} tokens, ${N} new tokens, ${attention} attention`,
 );
 say(
-  `  decode   ${ms.median.toFixed(2)} ms a step (${ms.min.toFixed(2)} to ${ms.max.toFixed(2)}); bound ${result.boundMsPerStep.toFixed(2)}`,
+  `  decode   ${ms.median.toFixed(3)} ms a step (${ms.min.toFixed(3)} to ${ms.max.toFixed(3)}), ${tokensPerS.median.toFixed(0)} tokens/s, occupancy ${result.occupancy.median.toFixed(3)}`,
+);
+if (result.tbPerS !== undefined)
+  say(
+    `           bound ${result.boundMsPerStep?.toFixed(3)} ms; ${result.tbPerS.toFixed(2)} TB/s = ${(100 * (result.shareOfCopy ?? 0)).toFixed(1)} % of copying`,
+  );
+if (fullTokensPerS)
+  say(
+    `           full slots ${fullTokensPerS.median.toFixed(0)} tokens/s: ${(100 * (result.shareOfFullBatch as number)).toFixed(1)} %`,
+  );
+say(`  drawing  ${(1000 * drawing).toFixed(1)} us = ${(100 * result.drawShareOfStep).toFixed(1)} % of a step`);
+say(
+  `  prefill  ${result.prefillS.median.toFixed(3)} s (vision ${result.visionS.median.toFixed(3)}), capture ${main.captureS.toFixed(2)} s once, the whole ${result.wholeS.median.toFixed(3)} s, peak ${peakGib.toFixed(1)} GiB`,
 );
 say(
-  `           ${result.tbPerS.toFixed(2)} TB/s = ${(100 * result.shareOfCopy).toFixed(0)} % of copying, ${result.tokensPerS.median.toFixed(0)} tokens/s`,
+  `  log-probabilities, sampler against trainer: |difference| ${gap.mean.toExponential(2)} mean, ${gap.max.toExponential(2)} at most`,
 );
-say(
-  `  prefill  ${result.prefillS.median.toFixed(3)} s, the whole ${result.wholeS.median.toFixed(2)} s, peak ${result.peakGib.toFixed(1)} GiB`,
-);
-say(`  log-probabilities, sampler against trainer: mean |difference| ${gap.toExponential(2)}`);
 if (values.out !== undefined) writeResult(values.out, result);
-
-/** Mean |sampler - trainer| over the first question's completions, nats. */
-function logprobGap(groups: ReturnType<Sampler["rolloutGroups"]>): number {
-  const group = groups[0]!;
-  const pack = packGroups([{ prompt: group.prompt, completions: group.completions.map(({ ids }) => ids) }]);
-  using pass = model.pass(pack, { grad: false });
-  const trainer = pass.logprobs.toNumbers();
-  const sampled = group.completions.flatMap(({ logprobs }) => Array.from(logprobs));
-  return trainer.reduce((sum, p, i) => sum + Math.abs(p - (sampled[i] as number)), 0) / trainer.length;
-}
-
-/** Bytes read and written a second by a copy within the device, 1e12. */
-function measureCopy(): number {
-  return scope(() => {
-    const bytes = 2 ** 32;
-    const from = randn([bytes / 2], { dtype: "bfloat16", device: "cuda" });
-    const to = randn([bytes / 2], { dtype: "bfloat16", device: "cuda" });
-    return (2 * bytes) / best(() => void copy_(to, from)) / 1e9;
-  });
-}
-
-function measureMatmul(): number {
-  return scope(() => {
-    const n = 8192;
-    const [a, b] = [0, 1].map(() => randn([n, n], { dtype: "bfloat16", device: "cuda" }));
-    return (2 * n ** 3) / best(() => mm(a!, b!).free()) / 1e9;
-  });
-}
-
-/** Milliseconds of one call, median of 7 batches of 10. */
-function best(run: () => void): number {
-  const times = Array.from({ length: 8 }, () => {
-    synchronize();
-    const started = performance.now();
-    for (let i = 0; i < 10; i++) run();
-    synchronize();
-    return (performance.now() - started) / 10;
-  });
-  return spread(times.slice(1)).median;
-}

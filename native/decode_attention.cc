@@ -2,21 +2,24 @@
 //
 //   qkv [B, H + 2 HK, D]     the newest tokens' projections, not rotated: H query heads, then HK key and HK value heads
 //   cos, sin [B, D]          their rotation, the first half of sin negated (src/model/rope.ts)
-//   own_k, own_v             [B, N, HK, D], each completion's own tokens; the newest is written at own_length[b]
+//   own_k, own_v             [S, N, HK, D], each completion's own tokens; the newest of slot s is written at own_length[s]
 //   prompt_k, prompt_v       [T, HK, D], prompts one behind the other
-//   rows [groups, G] int32   which completions belong to a group, -1 for none; at least one to each
-//   prompt_start, prompt_length [groups] int32, a prompt has a token at least; own_length [B] int32 (before this token)
-//   arrived [2 groups HK] int32, zero before and after
+//   rows [groups, G] int32   which completions belong to a group, -1 for none, in any place; a group may be empty
+//   prompt_start, prompt_length [groups] int32; own_length [S] int32 (before this token)
+//   chunk_keys [groups] int32: each prompt is attended to in chunks of so many keys (src/model/prompt-chunks.ts), at most `chunks` of them
+//   slots [B] int32, optional: the slot of each row of qkv; without it row b has slot b
 // Returns [B, H, D]: softmax(q [prompt keys | own keys, the newest included]^T scale) [values]; undefined for rows of no group.
 //
-// `chunks` cuts each prompt into pieces of `chunk_keys` that run side by side, for few questions with long prompts. With one chunk a completion's
-// result depends on nothing but its own group's prompt and its own tokens, and equals what grove::group_attention computes in training.
+// A completion's result depends on nothing but its own group's prompt, where that is cut, and its own tokens. Cut alike, it equals what
+// grove::group_attention computes in training.
 //
-// On CUDA with bfloat16 and head sizes 64 and 128 this is one kernel (kernels/decode_attention.cu); anywhere else, and under the name
-// decode_attention_composed everywhere, it is the composition of ATen operators below, slow and plain.
+// On CUDA with bfloat16 and head sizes 64 and 128 this is our own kernels (kernels/decode_attention.cu), on the CPU with float32 and float64 a loop
+// (decode_attention_cpu.cc). Anywhere else, and under the name decode_attention_composed everywhere, it is the composition of ATen operators
+// below, slow and plain. Only the kernels care where chunks end.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "decode_attention_cpu.h"
 #include "kernels.h"
 #include "runtime.h"
 
@@ -37,46 +40,49 @@ struct Sizes {
 
 Sizes checkArguments(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& own_k, const Tensor& own_v, const Tensor& prompt_k,
                      const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length,
-                     const Tensor& own_length, const Tensor& arrived, int64_t chunks, int64_t chunk_keys) {
+                     const Tensor& chunk_keys, const Tensor& own_length, int64_t chunks, const std::optional<Tensor>& slots) {
   TORCH_CHECK(qkv.dim() == 3 && own_k.dim() == 4 && prompt_k.dim() == 3 && rows.dim() == 2,
               "decode_attention: expected qkv [B, H + 2 HK, D], own_k [B, N, HK, D], prompt_k [T, HK, D], rows [groups, G], got ",
               qkv.sizes(), ", ", own_k.sizes(), ", ", prompt_k.sizes(), ", ", rows.sizes());
   const int64_t B = qkv.size(0), HK = own_k.size(2), D = qkv.size(2), H = qkv.size(1) - 2 * HK;
   TORCH_CHECK(H > 0 && H % HK == 0, "decode_attention: ", qkv.size(1), " heads of qkv do not fit ", HK, " key/value heads");
-  TORCH_CHECK(own_k.size(0) == B && own_k.size(3) == D && own_v.sizes() == own_k.sizes() && prompt_k.size(1) == HK &&
+  const int64_t S = own_k.size(0);
+  TORCH_CHECK((slots.has_value() ? slots->numel() == B : S >= B) && own_k.size(3) == D && own_v.sizes() == own_k.sizes() && prompt_k.size(1) == HK &&
                   prompt_k.size(2) == D && prompt_v.sizes() == prompt_k.sizes(),
               "decode_attention: sizes of own_k ", own_k.sizes(), ", own_v ", own_v.sizes(), ", prompt_k ", prompt_k.sizes(),
               " and prompt_v ", prompt_v.sizes(), " do not fit qkv ", qkv.sizes());
   TORCH_CHECK(cos.numel() == B * D && sin.numel() == B * D, "decode_attention: expected cos and sin [", B, ", ", D, "], got ", cos.sizes(),
               ", ", sin.sizes());
   const int64_t groups = rows.size(0);
-  TORCH_CHECK(prompt_start.numel() == groups && prompt_length.numel() == groups && own_length.numel() == B &&
-                  arrived.numel() == 2 * groups * HK,
-              "decode_attention: expected prompt_start and prompt_length [", groups, "], own_length [", B, "], arrived [",
-              2 * groups * HK, "], got ", prompt_start.sizes(), ", ", prompt_length.sizes(), ", ", own_length.sizes(), ", ", arrived.sizes());
-  TORCH_CHECK(chunks >= 1 && chunk_keys >= 1, "decode_attention: chunks and chunk_keys must be at least 1");
-  for (const Tensor* index : {&rows, &prompt_start, &prompt_length, &own_length, &arrived}) {
-    TORCH_CHECK(index->scalar_type() == at::kInt, "decode_attention: rows, lengths and arrived must be int32");
+  TORCH_CHECK(prompt_start.numel() == groups && prompt_length.numel() == groups && chunk_keys.numel() == groups && own_length.numel() == S,
+              "decode_attention: expected prompt_start, prompt_length and chunk_keys [", groups, "], own_length [", S, "], got ",
+              prompt_start.sizes(), ", ", prompt_length.sizes(), ", ", chunk_keys.sizes(), ", ", own_length.sizes());
+  TORCH_CHECK(chunks >= 1 && chunks <= kGroveMaxPromptChunks, "decode_attention: chunks must be 1 to ", kGroveMaxPromptChunks, ", got ", chunks);
+  const Tensor& slotOf = slots.has_value() ? *slots : rows;
+  for (const Tensor* index : {&rows, &prompt_start, &prompt_length, &chunk_keys, &own_length, &slotOf}) {
+    TORCH_CHECK(index->scalar_type() == at::kInt, "decode_attention: rows, lengths, chunk_keys and slots must be int32");
   }
   for (const Tensor* x : {&cos, &sin, &own_k, &own_v, &prompt_k, &prompt_v}) {
     TORCH_CHECK(x->scalar_type() == qkv.scalar_type(), "decode_attention: expected dtype ", qkv.scalar_type(), " throughout, got ",
                 x->scalar_type());
   }
-  for (const Tensor* x : {&qkv, &cos, &sin, &own_k, &own_v, &prompt_k, &prompt_v, &rows, &prompt_start, &prompt_length, &own_length, &arrived}) {
+  for (const Tensor* x : {&qkv, &cos, &sin, &own_k, &own_v, &prompt_k, &prompt_v, &rows, &prompt_start, &prompt_length, &chunk_keys, &own_length,
+                          &slotOf}) {
     TORCH_CHECK(x->is_contiguous() && x->device() == qkv.device(), "decode_attention: tensors must be contiguous and on one device");
   }
   return {B, H, HK, D, own_k.size(1), groups, rows.size(1)};
 }
 
 Tensor composed(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& own_k, Tensor& own_v, const Tensor& prompt_k,
-                const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length, const Tensor& own_length,
-                Tensor& arrived, int64_t chunks, int64_t chunk_keys, double scale) {
-  const Sizes s = checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, own_length, arrived,
-                                 chunks, chunk_keys);
+                const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length, const Tensor& chunk_keys,
+                const Tensor& own_length, int64_t chunks, double scale, const std::optional<Tensor>& slots) {
+  const Sizes s = checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length,
+                                 chunks, slots);
   const auto wide = qkv.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor turning = qkv.narrow(1, 0, s.heads + s.kvHeads);
   const Tensor turned = at::addcmul(turning * cos.view({s.rows, 1, s.headDim}), turning.roll({s.headDim / 2}, {2}),
                                     sin.view({s.rows, 1, s.headDim}));
+  const Tensor hostSlots = slots.has_value() ? slots->cpu() : at::arange(s.rows, at::kInt);
   const Tensor hostRows = rows.cpu(), start = prompt_start.cpu(), promptLength = prompt_length.cpu(), ownLength = own_length.cpu();
   Tensor out = at::zeros({s.rows, s.heads, s.headDim}, qkv.options());
   for (int64_t g = 0; g < s.groups; g++) {
@@ -84,11 +90,11 @@ Tensor composed(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor&
     for (int64_t i = 0; i < s.groupSize; i++) {
       const int64_t b = hostRows.const_data_ptr<int>()[g * s.groupSize + i];
       if (b < 0) continue;
-      const int64_t newest = ownLength.const_data_ptr<int>()[b];
-      own_k[b][newest].copy_(turned[b].narrow(0, s.heads, s.kvHeads));
-      own_v[b][newest].copy_(qkv[b].narrow(0, s.heads + s.kvHeads, s.kvHeads));
+      const int64_t slot = hostSlots.const_data_ptr<int>()[b], newest = ownLength.const_data_ptr<int>()[slot];
+      own_k[slot][newest].copy_(turned[b].narrow(0, s.heads, s.kvHeads));
+      own_v[slot][newest].copy_(qkv[b].narrow(0, s.heads + s.kvHeads, s.kvHeads));
       const auto all = [&](const Tensor& prompt, const Tensor& own) {  // [HK, keys, D]
-        return at::cat({prompt.narrow(0, first, length), own[b].narrow(0, 0, newest + 1)}).transpose(0, 1).to(wide);
+        return at::cat({prompt.narrow(0, first, length), own[slot].narrow(0, 0, newest + 1)}).transpose(0, 1).to(wide);
       };
       const Tensor q = turned[b].narrow(0, 0, s.heads).view({s.kvHeads, s.heads / s.kvHeads, s.headDim}).to(wide);
       const Tensor weights = at::softmax(at::bmm(q, all(prompt_k, own_k).transpose(1, 2)) * scale, 2);
@@ -98,7 +104,18 @@ Tensor composed(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor&
   return out;
 }
 
-// Whether decode_attention is one kernel on the current CUDA device for bfloat16 and this head size.
+Tensor onCpu(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& own_k, Tensor& own_v, const Tensor& prompt_k,
+             const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length, const Tensor& chunk_keys,
+             const Tensor& own_length, int64_t chunks, double scale, const std::optional<Tensor>& slots) {
+  if (qkv.scalar_type() != at::kFloat && qkv.scalar_type() != at::kDouble) {
+    return composed(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length, chunks, scale,
+                    slots);
+  }
+  checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length, chunks, slots);
+  return decode_attention_cpu(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, own_length, scale, slots);
+}
+
+// Whether decode_attention is our own kernels on the current CUDA device for bfloat16 and this head size.
 bool fits(int64_t headDim) {
 #ifdef GROVE_CUDA
   const auto query = reinterpret_cast<GroveDecodeAttentionFits>(kernelSymbol("grove_decode_attention_fits"));
@@ -110,29 +127,28 @@ bool fits(int64_t headDim) {
 
 #ifdef GROVE_CUDA
 Tensor fused(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& own_k, Tensor& own_v, const Tensor& prompt_k,
-             const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length, const Tensor& own_length,
-             Tensor& arrived, int64_t chunks, int64_t chunk_keys, double scale) {
+             const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length, const Tensor& chunk_keys,
+             const Tensor& own_length, int64_t chunks, double scale, const std::optional<Tensor>& slots) {
   const auto launch = reinterpret_cast<GroveDecodeAttentionLauncher>(kernelSymbol("grove_decode_attention"));
-  const Sizes s = checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, own_length, arrived,
-                                 chunks, chunk_keys);
+  const Sizes s = checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length,
+                                 chunks, slots);
   if (launch == nullptr || qkv.scalar_type() != at::kBFloat16 || s.heads / s.kvHeads > 16 || !fits(s.headDim)) {
-    return composed(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, own_length, arrived, chunks,
-                    chunk_keys, scale);
+    return composed(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length, chunks, scale,
+                    slots);
   }
   c10::cuda::CUDAGuard guard(qkv.device());
-  const int64_t parts = chunks * s.groups * s.groupSize * s.heads;
+  const int64_t parts = (chunks + 1) * s.groups * s.groupSize * s.heads;
   Tensor out = at::empty({s.rows, s.heads, s.headDim}, qkv.options());
-  const auto floats = qkv.options().dtype(at::kFloat);
-  Tensor partial = at::empty({parts, s.headDim}, floats), lse = at::empty({parts}, floats);
+  Tensor partial = at::empty({parts, s.headDim}, qkv.options()), lse = at::empty({parts}, qkv.options().dtype(at::kFloat));
   const auto ints = [](const Tensor& x) { return x.const_data_ptr<int>(); };
   const int status = launch(qkv.const_data_ptr(), cos.const_data_ptr(), sin.const_data_ptr(), own_k.mutable_data_ptr(),
                             own_v.mutable_data_ptr(), prompt_k.const_data_ptr(), prompt_v.const_data_ptr(), ints(rows), ints(prompt_start),
-                            ints(prompt_length), ints(own_length), out.mutable_data_ptr(), partial.mutable_data_ptr<float>(),
-                            lse.mutable_data_ptr<float>(), reinterpret_cast<unsigned*>(arrived.mutable_data_ptr<int>()),
+                            ints(prompt_length), ints(chunk_keys), ints(own_length),
+                            slots.has_value() ? ints(*slots) : nullptr, out.mutable_data_ptr(), partial.mutable_data_ptr(),
+                            lse.mutable_data_ptr<float>(),
                             static_cast<int>(s.groups), static_cast<int>(s.groupSize), static_cast<int>(s.heads),
                             static_cast<int>(s.kvHeads), static_cast<int>(s.headDim), static_cast<int>(s.ownSlots),
-                            static_cast<int>(chunks), static_cast<int>(chunk_keys), static_cast<float>(scale),
-                            c10::cuda::getCurrentCUDAStream().stream());
+                            static_cast<int>(chunks), static_cast<float>(scale), c10::cuda::getCurrentCUDAStream().stream());
   C10_CUDA_CHECK(static_cast<cudaError_t>(status));
   return out;
 }
@@ -140,7 +156,7 @@ Tensor fused(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& ow
 
 constexpr const char* kSignature =
     "(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) own_k, Tensor(b!) own_v, Tensor prompt_k, Tensor prompt_v, Tensor rows, "
-    "Tensor prompt_start, Tensor prompt_length, Tensor own_length, Tensor(c!) arrived, int chunks, int chunk_keys, float scale) -> Tensor";
+    "Tensor prompt_start, Tensor prompt_length, Tensor chunk_keys, Tensor own_length, int chunks, float scale, Tensor? slots=None) -> Tensor";
 
 }  // namespace
 
@@ -154,7 +170,7 @@ TORCH_LIBRARY_IMPL(grove, CompositeExplicitAutograd, library) {
   library.impl("decode_attention_composed", composed);
 }
 TORCH_LIBRARY_IMPL(grove, CPU, library) {
-  library.impl("decode_attention", composed);
+  library.impl("decode_attention", onCpu);
 }
 #ifdef GROVE_CUDA
 TORCH_LIBRARY_IMPL(grove, CUDA, library) {

@@ -4,19 +4,30 @@
 // attends to itself causally; a completion attends to all of its prompt and to itself causally. Three varlen attention parts:
 //   a. prompts, causal              b. completions -> their prompt, not causal              c. completions, causal
 // b and c are partial softmaxes over disjoint keys of the same queries. With LSE their log-sum-exps,
-//   lse = logaddexp(lse_b, lse_c),   out = exp(lse_b - lse) out_b + exp(lse_c - lse) out_c
+//   lse = log(exp(lse_b) + exp(lse_c)),   out = exp(lse_b - lse) out_b + exp(lse_c - lse) out_c
 // is the softmax over both. The backward of a part given the merged out and lse is its exact share of the whole gradient, since
 // P = exp(S - lse) and rowsum(dout * out) are then those of the whole; the shares of dq, dk and dv add up.
 //
-// On CUDA the parts are aten::_flash_attention_forward/backward (bf16, f16); on the CPU each segment is one call of
-// aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys.
+// On CUDA the parts are aten::_flash_attention_forward/backward (bf16, f16), and the forward of b is as many parts as the prompts have chunks
+// (src/model/prompt-chunks.ts), since decode takes a prompt in these chunks and its bits are to be the same. On the CPU each segment is one call
+// of aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
+
+#include "kernels.h"
+#include "runtime.h"
+
+#ifdef GROVE_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 namespace grove {
 namespace {
@@ -25,11 +36,13 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// One varlen attention part. Query rows are q_start + [cu_q[i], cu_q[i+1]), key rows k_start + [cu_k[i], cu_k[i+1]).
+// One varlen attention part. Query rows are q_start + [cu_q[i], cu_q[i+1]), key rows k_start + [cu_k[i], cu_k[i+1]), or the first
+// used_k[i] of them where that is defined.
 struct Part {
   Tensor cu_q, cu_k;  // int32 [segments + 1], on the device of q
   int64_t max_q, max_k;
   bool causal;
+  Tensor used_k;  // int32 [segments]; forward on CUDA only
 };
 
 // LSE is kept as (heads, rows), the layout of the CUDA op. `seed` and `unused` are opaque outputs its backward wants back.
@@ -62,8 +75,10 @@ void each_segment(const Part& part, Body body) {
 
 PartResult part_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Part& part, double scale) {
   if (q.is_cuda()) {
-    auto r = at::_flash_attention_forward(
-        q, k, v, part.cu_q, part.cu_k, part.max_q, part.max_k, 0.0, part.causal, false, scale);
+    // max_q only sizes the grid; with 1 a kernel of other arithmetic would be taken
+    const auto used = part.used_k.defined() ? std::optional<Tensor>(part.used_k) : std::nullopt;
+    auto r = at::_flash_attention_forward(q, k, v, part.cu_q, part.cu_k, std::max<int64_t>(part.max_q, 2), part.max_k, 0.0,
+                                          part.causal, false, scale, std::nullopt, std::nullopt, used);
     return {std::get<0>(r), std::get<1>(r), std::get<2>(r), std::get<3>(r)};
   }
   const int64_t kv_heads = k.size(1), repeat = q.size(1) / kv_heads;
@@ -119,18 +134,66 @@ Parts make_parts(const Tensor& q, const Tensor& cu_prompt, const Tensor& cu_grou
                  int64_t prompt_rows, int64_t max_prompt, int64_t max_group, int64_t max_completion) {
   return {prompt_rows,
           q.size(0) - prompt_rows,
-          {cu_prompt, cu_prompt, max_prompt, max_prompt, true},
-          {cu_group, cu_prompt, max_group, max_prompt, false},
-          {cu_completion, cu_completion, max_completion, max_completion, true}};
+          {cu_prompt, cu_prompt, max_prompt, max_prompt, true, {}},
+          {cu_group, cu_prompt, max_group, max_prompt, false, {}},
+          {cu_completion, cu_completion, max_completion, max_completion, true, {}}};
 }
 
-// exp(lse_part - lse) as [rows, heads, 1].
-Tensor weight_of(const Tensor& lse_part, const Tensor& lse) { return lse_part.sub(lse).exp_().t().unsqueeze(-1); }
+// Where the prompts' keys are cut; at least one chunk.
+struct Chunks {
+  Tensor starts;   // int32 [chunks, groups + 1], like cu_prompt but for each prompt's chunk
+  Tensor lengths;  // int32 [chunks, groups], 0 where a prompt has fewer
+  int64_t max_length;
+};
+
+// The softmax over all parts, the chunks and then the completions themselves; writes its values to `out` and returns its log-sum-exp. The plain
+// definition of grove_merge_parts.
+Tensor merge_composed(const std::vector<PartResult>& parts, const Tensor& cu_group, const Tensor& lengths, Tensor out) {
+  std::vector<Tensor> lses;
+  for (const auto& part : parts) lses.push_back(part.lse);
+  Tensor lse = at::stack(lses);  // [parts, heads, rows]
+  if (parts.size() > 2) {
+    const auto group_of_row = at::repeat_interleave(cu_group.diff(), out.size(0));
+    const auto absent = lengths.index_select(1, group_of_row).eq(0).unsqueeze(1);  // [chunks, 1, rows]
+    lse.narrow(0, 0, lengths.size(0)).masked_fill_(absent, -INFINITY);
+  }
+  const Tensor weights = at::softmax(lse, 0).transpose(1, 2).unsqueeze(-1);  // [parts, rows, heads, 1]
+  // float32 weights times bf16 outputs promote, so the sum is rounded once, when it is written to its rows
+  Tensor sum = parts[0].out * weights[0];
+  for (size_t p = 1; p < parts.size(); p++) sum.addcmul_(parts[p].out.to(sum.scalar_type()), weights[p]);
+  out.copy_(sum);
+  return at::logsumexp(lse, 0);
+}
+
+Tensor merge(const std::vector<PartResult>& parts, const Tensor& cu_group, const Tensor& lengths, Tensor out) {
+#ifdef GROVE_CUDA
+  const auto launch = reinterpret_cast<GroveMergePartsLauncher>(kernelSymbol("grove_merge_parts"));
+  if (launch != nullptr && out.is_cuda() && out.scalar_type() == at::kBFloat16) {
+    c10::cuda::CUDAGuard guard(out.device());
+    std::vector<const void*> outs;
+    std::vector<const float*> lses;
+    for (const auto& part : parts) {
+      TORCH_CHECK(part.out.is_contiguous() && part.lse.is_contiguous(), "flash attention returned strided results");
+      outs.push_back(part.out.const_data_ptr());
+      lses.push_back(part.lse.const_data_ptr<float>());
+    }
+    const int64_t rows = out.size(0), heads = out.size(1);
+    Tensor lse = at::empty({heads, rows}, out.options().dtype(at::kFloat));
+    const int status = launch(outs.data(), lses.data(), static_cast<int>(parts.size()), cu_group.const_data_ptr<int>(),
+                              lengths.const_data_ptr<int>(), static_cast<int>(lengths.size(1)), out.mutable_data_ptr(),
+                              lse.mutable_data_ptr<float>(), static_cast<int>(rows), static_cast<int>(heads),
+                              static_cast<int>(out.size(2)), c10::cuda::getCurrentCUDAStream().stream());
+    C10_CUDA_CHECK(static_cast<cudaError_t>(status));
+    return lse;
+  }
+#endif
+  return merge_composed(parts, cu_group, lengths, out);
+}
 
 struct GroupAttention : torch::autograd::Function<GroupAttention> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_prompt,
-                        const Tensor& cu_group, const Tensor& cu_completion, int64_t prompt_rows, int64_t max_prompt,
-                        int64_t max_group, int64_t max_completion, double scale) {
+                        const Tensor& cu_group, const Tensor& cu_completion, const Chunks& chunks, int64_t prompt_rows,
+                        int64_t max_prompt, int64_t max_group, int64_t max_completion, double scale) {
     const auto parts = make_parts(q, cu_prompt, cu_group, cu_completion, prompt_rows, max_prompt, max_group, max_completion);
     const int64_t P = parts.prompt_rows, C = parts.completion_rows;
     const auto qp = q.narrow(0, 0, P), kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);
@@ -139,15 +202,21 @@ struct GroupAttention : torch::autograd::Function<GroupAttention> {
     Tensor out = a.out;
     if (C > 0) {
       const auto qc = q.narrow(0, P, C), kc = k.narrow(0, P, C), vc = v.narrow(0, P, C);
-      const auto b = part_forward(qc, kp, vp, parts.crossing, scale);
+      std::vector<PartResult> pieces;
+      if (q.is_cuda()) {
+        for (int64_t i = 0; i < chunks.starts.size(0); i++) {
+          const Part piece{cu_group, chunks.starts[i], max_group, chunks.max_length, false, chunks.lengths[i]};
+          pieces.push_back(part_forward(qc, kp, vp, piece, scale));
+        }
+      } else {
+        pieces.push_back(part_forward(qc, kp, vp, parts.crossing, scale));
+      }
       c = part_forward(qc, kc, vc, parts.completions, scale);
-      merged = {Tensor(), at::logaddexp(b.lse, c.lse), b.seed, b.unused};
-      // float32 weights times bf16 outputs promote, so the sum is rounded once, when it is written to its rows
+      pieces.push_back(c);
       out = at::empty({P + C, q.size(1), q.size(2)}, q.options());
       out.narrow(0, 0, P).copy_(a.out);
-      merged.out = out.narrow(0, P, C);
-      merged.out.copy_(at::addcmul(b.out * weight_of(b.lse, merged.lse), c.out.to(merged.lse.scalar_type()),
-                                   weight_of(c.lse, merged.lse)));
+      merged = {out.narrow(0, P, C), Tensor(), pieces[0].seed, pieces[0].unused};
+      merged.lse = merge(pieces, cu_group, chunks.lengths, merged.out);
     }
     ctx->save_for_backward({q, k, v, cu_prompt, cu_group, cu_completion, out, a.lse, a.seed, a.unused, merged.lse, merged.seed,
                             merged.unused, c.seed, c.unused});
@@ -177,16 +246,18 @@ struct GroupAttention : torch::autograd::Function<GroupAttention> {
       part_backward(dc, qc, kc, vc, {oc, s[10], s[13], s[14]}, parts.completions, scale, dqc, dk.narrow(0, P, C),
                     dv.narrow(0, P, C), true, false);
     }
-    return {dq, dk, dv, {}, {}, {}, {}, {}, {}, {}, {}};
+    return {dq, dk, dv, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   }
 };
 
 // q [T, H, D], k and v [T, HK, D], H a multiple of HK, last dimension contiguous. cu_* int32 on q's device, each starting at 0:
 // cu_prompt [N + 1] prompt rows, cu_group [N + 1] completion rows per group, cu_completion [completions + 1]; both of the latter
-// count from the first completion row. Returns [T, H, D].
+// count from the first completion row. chunk_starts [chunks, N + 1] and chunk_lengths [chunks, N], likewise int32 on q's device, cut the
+// prompts for the completions: chunk i of prompt n has the chunk_lengths[i, n] keys from row chunk_starts[i, n] on, max_chunk of them at
+// most; its last column is prompt_rows. Returns [T, H, D].
 Tensor group_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_prompt, const Tensor& cu_group,
-                       const Tensor& cu_completion, int64_t prompt_rows, int64_t max_prompt, int64_t max_group,
-                       int64_t max_completion, double scale) {
+                       const Tensor& cu_completion, const Tensor& chunk_starts, const Tensor& chunk_lengths, int64_t prompt_rows,
+                       int64_t max_prompt, int64_t max_group, int64_t max_completion, int64_t max_chunk, double scale) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.sizes() == k.sizes(), "expected q [T, H, D] and k, v [T, HK, D], got ",
               q.sizes(), ", ", k.sizes(), ", ", v.sizes());
   TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(1) % k.size(1) == 0,
@@ -197,16 +268,26 @@ Tensor group_attention(const Tensor& q, const Tensor& k, const Tensor& v, const 
   TORCH_CHECK(cu_prompt.numel() == cu_group.numel(), "cu_prompt and cu_group must have one entry per group and one more");
   TORCH_CHECK(cu_prompt.device() == q.device() && cu_group.device() == q.device() && cu_completion.device() == q.device(),
               "cu_prompt, cu_group and cu_completion must be on the device of q");
-  return GroupAttention::apply(q, k, v, cu_prompt, cu_group, cu_completion, prompt_rows, max_prompt, max_group, max_completion,
-                               scale);
+  const int64_t groups = cu_prompt.numel() - 1;
+  TORCH_CHECK(chunk_starts.dim() == 2 && chunk_lengths.dim() == 2 && chunk_starts.size(0) == chunk_lengths.size(0) &&
+                  chunk_starts.size(0) >= 1 && chunk_starts.size(0) <= kGroveMaxPromptChunks && chunk_starts.size(1) == groups + 1 &&
+                  chunk_lengths.size(1) == groups,
+              "expected chunk_starts [1 to ", kGroveMaxPromptChunks, ", ", groups + 1, "] and chunk_lengths [.., ", groups, "], got ",
+              chunk_starts.sizes(), ", ", chunk_lengths.sizes());
+  for (const Tensor* chunk : {&chunk_starts, &chunk_lengths}) {
+    TORCH_CHECK(chunk->scalar_type() == at::kInt && chunk->device() == q.device() && chunk->is_contiguous(),
+                "chunk_starts and chunk_lengths must be int32, contiguous and on the device of q");
+  }
+  return GroupAttention::apply(q, k, v, cu_prompt, cu_group, cu_completion, Chunks{chunk_starts, chunk_lengths, max_chunk}, prompt_rows,
+                               max_prompt, max_group, max_completion, scale);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(grove, m) {
   m.def(
-      "group_attention(Tensor q, Tensor k, Tensor v, Tensor cu_prompt, Tensor cu_group, Tensor cu_completion, int prompt_rows, "
-      "int max_prompt, int max_group, int max_completion, float scale) -> Tensor",
+      "group_attention(Tensor q, Tensor k, Tensor v, Tensor cu_prompt, Tensor cu_group, Tensor cu_completion, Tensor chunk_starts, "
+      "Tensor chunk_lengths, int prompt_rows, int max_prompt, int max_group, int max_completion, int max_chunk, float scale) -> Tensor",
       group_attention);  // composite: autograd comes from the Function above
 }
 

@@ -9,17 +9,27 @@ typedef int (*GroveAdamwLauncher)(void* param, const void* grad, int gradIsBfloa
                                   const float* gradScale, int64_t n, float decay, float beta1, float gain1, float beta2,
                                   float gain2, float eps, float stepSize, float rsqrtCorrection2, void* stream);
 
-// bfloat16 throughout, contiguous; shapes and meaning in native/decode_attention.cc. partial: float32 [chunks * groups * groupSize * heads,
-// headDim], partialLse without the last dimension, both scratch; arrived: [2 * groups * kvHeads], zero before and after. headDim 64 or 128,
-// heads / kvHeads at most 16.
+// The most chunks of a prompt's keys (src/model/prompt-chunks.ts has the same number).
+#define kGroveMaxPromptChunks 16
+
+// bfloat16 throughout, contiguous; shapes and meaning in native/decode_attention.cc. partial: bfloat16 [(chunks + 1) * groups * groupSize *
+// heads, headDim], partialLse: float32 without the last dimension, both scratch; slots may be null. headDim 64 or 128, heads / kvHeads at most 16.
 typedef int (*GroveDecodeAttentionLauncher)(const void* qkv, const void* cos, const void* sin, void* ownK, void* ownV, const void* promptK,
                                             const void* promptV, const int* rows, const int* promptStart, const int* promptLength,
-                                            const int* ownLength, void* out, float* partial, float* partialLse, unsigned* arrived,
-                                            int groups, int groupSize, int heads, int kvHeads, int headDim, int ownSlots, int chunks,
-                                            int chunkKeys, float scale, void* stream);
+                                            const int* chunkKeys, const int* ownLength, const int* slots, void* out, void* partial, float* partialLse,
+                                            int groups, int groupSize, int heads, int kvHeads, int headDim, int ownSlots,
+                                            int chunks, float scale, void* stream);
 
 // 1 where the current device can run it with this head size, else 0.
 typedef int (*GroveDecodeAttentionFits)(int headDim);
+
+// Parts of one softmax over disjoint keys, added up: outs[p] bfloat16 [rows, heads, headDim] and lses[p] float32 [heads, rows], the chunks of
+// the prompts (parts - 1 of them), then the rows' own tokens; at most kGroveMaxPromptChunks + 1. Row r belongs to the group g with
+// cuGroup[g] <= r < cuGroup[g + 1], cuGroup int32 [groups + 1]; its chunk p is absent where chunkLengths[p * groups + g], int32, is 0. Writes out and
+// lse, laid out like a part. headDim a multiple of 8. See native/group_attention.cc.
+typedef int (*GroveMergePartsLauncher)(const void* const* outs, const float* const* lses, int parts, const int* cuGroup,
+                                       const int* chunkLengths, int groups, void* out, float* lse, int rows, int heads, int headDim,
+                                       void* stream);
 
 // out = x w^T and what follows it: x [m, k], w [n, k] (swiglu: [2 n, k], gate rows before up rows), out [m, n]; addend: bias [n], residual [m, n],
 // else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Chained (kernels/launch.cuh): it begins to read w while
@@ -50,3 +60,16 @@ typedef int (*GroveAddRoundedLauncher)(const float* sum, const void* residual, v
 // headDim a multiple of 16.
 typedef int (*GroveRotateLauncher)(const void* x, const void* cosines, const void* sines, int tableIsBfloat16, void* out, int64_t tokens,
                                    int heads, int headDim, int64_t rowStride, int backward, void* stream);
+
+// One step of sampling: shapes and meaning in native/sample_tokens.cc. topK 0 and topP 1 keep all. scratch: float32 [what GroveSampleScratch says];
+// that is 0 for vocabularies that are too large.
+typedef int (*GroveSampleTokensLauncher)(const void* logits, int isBfloat16, const int* source, const int* slot, const int* forbidden,
+                                         const int* stops, const int* key, const int* limit, int64_t* tokens, int64_t* ropePositions,
+                                         int* ownLength, int* done, int* ids, float* logprobs, float* sampledLogprobs, float* entropies,
+                                         float* scratch, int n, int vocab, int slots, int room, float temperature, int topK, float topP,
+                                         int greedy, void* stream);
+typedef int64_t (*GroveSampleScratch)(int64_t rows, int64_t vocab);
+
+// logprob, entropy [rows] of ids [rows] under the softmax of logits [rows, vocab]; scratch as above.
+typedef int (*GroveTokenLogprobsLauncher)(const void* logits, int isBfloat16, const int64_t* ids, float* logprob, float* entropy, float* scratch,
+                                          int rows, int vocab, void* stream);

@@ -7,7 +7,7 @@ export type RandomKey = number | string;
 
 /** 53 uniform random bits as a number in [0, 1), from any list of keys. The same keys give the same number on every machine. */
 export function uniform(...keys: RandomKey[]): number {
-  const [high, low] = hashKeys(keys);
+  const [high, low] = hash64(...keys);
   return ((high >>> 5) * 67108864 + (low >>> 6)) / 9007199254740992;
 }
 
@@ -37,8 +37,8 @@ export function pick<T>(items: readonly T[], ...keys: RandomKey[]): T {
   return items[randomInt(items.length, ...keys)] as T;
 }
 
-/** Two 32-bit hashes of the keys: MurmurHash3 rounds over their 32-bit words, run twice with other seeds. */
-function hashKeys(keys: readonly RandomKey[]): [number, number] {
+/** Two 32-bit hashes of the keys, unsigned: MurmurHash3 rounds over their 32-bit words, run twice with other seeds. */
+export function hash64(...keys: RandomKey[]): [high: number, low: number] {
   let a = 0x9747b28c;
   let b = 0x3c6ef372;
   let words = 0;

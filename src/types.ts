@@ -67,6 +67,8 @@ export interface Completion {
   sampledLogprobs: Float32Array;
   /** The same under the policy itself (temperature 1, nothing cut off), nats, [Lc]. */
   logprobs: Float32Array;
+  /** Entropy of the policy where each token was drawn (temperature 1, nothing cut off), nats, [Lc]. */
+  entropies: Float32Array;
   /** Why it ended: an end-of-sequence id, or the limit on new tokens. */
   finish: "stop" | "length";
 }

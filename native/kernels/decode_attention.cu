@@ -1,452 +1,388 @@
 // grove_decode_attention: one decode step's attention for groups of completions that share a prompt, rotary embedding and cache write included.
 // Meaning, arguments and the composition of ATen operators it is checked against: native/decode_attention.cc.
 //
-// A block is four warps. Prompt blocks take 64 rows of a group (row = completion x query head of one key/value head: 7 heads x 8 completions are
-// 56) against the keys of their prompt, or of one chunk of it; every key is read once for the whole group. Own blocks give each warp one
-// completion: its query heads against its own tokens, the newest included. They wait for the prompt's blocks and add the parts up.
+// Prompt blocks take the rows of up to 64 / R completions of a group (a row is one of the R query heads that share a key/value head, of one
+// completion) against one chunk of the group's prompt; every key is read once for all of them. Four warps turn 16 rows each into weights, four
+// more multiply these with the values, a block of keys behind. Own blocks take one completion's R rows against its own tokens, the newest
+// included: four warps share out the keys of a block for the scores, four more the columns of the values. Each block writes its part of the
+// result; a second kernel adds them up.
 //
-// The arithmetic is that of FlashAttention-2's forward as libtorch builds it (the kernel behind aten::_flash_attention_forward), step by step:
-// blocks of keys from the last to the first, the same matrix instructions, the same order of sums, and products fused into sums where it fuses
-// them. So with one chunk per prompt the result equals, bit for bit, what training computes for the same token
-// (test/rollout/decode-attention.gpu.test.ts), and no row depends on another.
+// The arithmetic of a part is flash_tile.cuh's and that of the sum attention_parts.cuh's, which are training's too. So the result equals, bit for
+// bit, what training computes for the same token (test/rollout/decode-attention.gpu.test.ts), and no row depends on another.
+//
+// A launch lasts microseconds, in which a multiprocessor fetches some tens of kilobytes of instructions: what is in no inner loop is not unrolled.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
-#include <math_constants.h>
 #include <stdint.h>
 
-#include "matrix_units.cuh"
+#include "../kernels.h"
+#include "attention_parts.cuh"
+#include "flash_tile.cuh"
+#include "key_stream.cuh"
+#include "launch.cuh"
+#include "rotary_turn.cuh"
 
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = kThreads / 64;  // of either kind
 constexpr int kRows = 16 * kWarps;  // of a prompt block
-constexpr int kStages = 3;          // key/value blocks on their way, prompt blocks
-constexpr int kPieceRows = 32;      // keys or values in a piece of an own block
-constexpr int kPieces = 4;          // pieces on their way, each warp of an own block
+constexpr int kMembers = 32;  // completions of a prompt block, at most
+constexpr int kMergeThreads = 128;
 
 struct Arguments {
   const __nv_bfloat16 *qkv, *cos, *sin;
   __nv_bfloat16 *ownK, *ownV;
   const __nv_bfloat16 *promptK, *promptV;
-  const int *rows, *promptStart, *promptLength, *ownLength;
-  __nv_bfloat16* out;
-  float *partial, *partialLse;
-  unsigned* arrived;
-  int groups, groupSize, heads, kvHeads, ownSlots, chunks, chunkKeys;
+  const int *rows, *promptStart, *promptLength, *chunkKeys, *ownLength, *slots;
+  __nv_bfloat16 *out, *partial;
+  float* partialLse;
+  int groups, groupSize, heads, kvHeads, ownSlots, chunks;
+  int R, tileMembers, tiles;  // query heads to a key/value head, completions of a prompt block, prompt blocks of a chunk
   float scale, scaleLog2;
 };
 
-// Rows of D values in shared memory, their 16-byte chunks permuted within a row so that eight rows of one column lie in different banks.
-template <int D>
-__device__ __forceinline__ __nv_bfloat16* at(__nv_bfloat16* tile, int row, int chunk) {
-  return tile + row * D + ((chunk ^ (row & 7)) << 3);
-}
+// n / R for n below 4096 and R up to 16.
+__device__ __forceinline__ int overR(const Arguments& a, int n) { return n * (65536 / a.R + 1) >> 16; }
 
-// Eight neighbouring values in one access.
-struct __align__(16) Eight {
-  __nv_bfloat16 at[8];
-};
-__device__ __forceinline__ Eight loadEight(const __nv_bfloat16* p) { return *reinterpret_cast<const Eight*>(p); }
-__device__ __forceinline__ void storeEight(__nv_bfloat16* p, const Eight& x) { *reinterpret_cast<Eight*>(p) = x; }
-
-// x cos + roll(x) sin for values 8 c .. 8 c + 7 of a head and those half a head away, rounded as the model's operators round it
-// (src/model/rope.ts); sin's first half is negated already.
-template <int D>
-__device__ __forceinline__ void rotate(const __nv_bfloat16* head, const __nv_bfloat16* cos, const __nv_bfloat16* sin, int c, Eight& low,
-                                       Eight& high) {
-  const Eight x = loadEight(head + 8 * c), y = loadEight(head + D / 2 + 8 * c);
-  const Eight cosX = loadEight(cos + 8 * c), cosY = loadEight(cos + D / 2 + 8 * c);
-  const Eight sinX = loadEight(sin + 8 * c), sinY = loadEight(sin + D / 2 + 8 * c);
-  auto turned = [](__nv_bfloat16 own, __nv_bfloat16 other, __nv_bfloat16 cosine, __nv_bfloat16 sine) {
-    const float kept = __bfloat162float(__float2bfloat16_rn(__bfloat162float(own) * __bfloat162float(cosine)));
-    return __float2bfloat16_rn(kept + __bfloat162float(other) * __bfloat162float(sine));
-  };
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    low.at[i] = turned(x.at[i], y.at[i], cosX.at[i], sinX.at[i]);
-    high.at[i] = turned(y.at[i], x.at[i], cosY.at[i], sinY.at[i]);
-  }
-}
-
-// Softmax of one warp's 16 rows over blocks of keys; a thread holds rows lane / 4 and lane / 4 + 8.
-template <int D, int BN>
-struct Softmax {
-  float out[D / 8][4];
-  float max[2], sum[2];
-
-  __device__ void clear() {
-#pragma unroll
-    for (int i = 0; i < D / 8; i++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) out[i][e] = 0;
-    max[0] = max[1] = -CUDART_INF_F;
-    sum[0] = sum[1] = 0;
-  }
-
-  // Takes the scores of a block, hidden ones at -infinity; leaves their weights in `s`.
-  __device__ void weigh(float (&s)[BN / 8][4], float scaleLog2) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const float before = max[r];
-      float most = before;
-#pragma unroll
-      for (int j = 0; j < BN / 8; j++) most = fmaxf(fmaxf(most, s[j][2 * r]), s[j][2 * r + 1]);
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-      max[r] = most;
-      const float shift = most == -CUDART_INF_F ? 0.f : most * scaleLog2;
-      const float fade = exp2f((before - (most == -CUDART_INF_F ? 0.f : most)) * scaleLog2);
-#pragma unroll
-      for (int i = 0; i < D / 8; i++) out[i][2 * r] *= fade, out[i][2 * r + 1] *= fade;
-#pragma unroll
-      for (int j = 0; j < BN / 8; j++) {
-#pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; e++) {
-          s[j][e] = exp2f(__fsub_rn(__fmul_rn(s[j][e], scaleLog2), shift));
-          sum[r] = j == 0 && e == 2 * r ? __fmaf_rn(sum[r], fade, s[j][e]) : sum[r] + s[j][e];
-        }
-      }
-    }
-  }
-
-  // The log-sum-exp of rows lane / 4 + 8 r; divides `out`.
-  __device__ void finish(float (&lse)[2], float scale) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      float total = sum[r];
-      total += __shfl_xor_sync(~0u, total, 2);
-      total += __shfl_xor_sync(~0u, total, 1);
-      const float share = total == 0.f || total != total ? 1.f : 1.f / total;
-      lse[r] = total == 0.f || total != total ? -CUDART_INF_F : __fmaf_rn(max[r], scale, __logf(total));
-#pragma unroll
-      for (int i = 0; i < D / 8; i++) out[i][2 * r] *= share, out[i][2 * r + 1] *= share;
-    }
-  }
-};
-
-// scores [16, KEYS] += q [16, D] times keys [KEYS, D]^T in shared memory. Step by step along D over all keys: the products of a step do not
-// wait for each other.
-template <int D, int KEYS>
-__device__ __forceinline__ void scoreKeys(float (*s)[4], const uint32_t (&q)[D / 16][4], __nv_bfloat16* keys) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int k = 0; k < D / 16; k++) {
-    uint32_t b[KEYS / 16][4];
-#pragma unroll
-    for (int j = 0; j < KEYS / 16; j++) loadMatrix(b[j], at<D>(keys, 16 * j + (lane & 7) + ((lane >> 4) << 3), 2 * k + ((lane >> 3) & 1)));
-#pragma unroll
-    for (int j = 0; j < KEYS / 16; j++) {
-      multiply(s[2 * j], q[k], b[j][0], b[j][1]);
-      multiply(s[2 * j + 1], q[k], b[j][2], b[j][3]);
-    }
-  }
-}
-
-// out [16, D] += weights [16, KEYS] times values [KEYS, D] in shared memory; the weights in the layout of scores.
-template <int D, int KEYS>
-__device__ __forceinline__ void addValues(float (&out)[D / 8][4], const float (*s)[4], __nv_bfloat16* values) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < KEYS / 16; j++) {
-    const uint32_t p[4] = {pack(s[2 * j][0], s[2 * j][1]), pack(s[2 * j][2], s[2 * j][3]), pack(s[2 * j + 1][0], s[2 * j + 1][1]),
-                           pack(s[2 * j + 1][2], s[2 * j + 1][3])};
-    uint32_t b[D / 16][4];
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) loadMatrixTransposed(b[i], at<D>(values, 16 * j + (lane & 15), 2 * i + (lane >> 4)));
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) {
-      multiply(out[2 * i], p, b[i][0], b[i][1]);
-      multiply(out[2 * i + 1], p, b[i][2], b[i][3]);
-    }
-  }
-}
-
-template <int D>
-__device__ __forceinline__ void loadQueries(uint32_t (&q)[D / 16][4], __nv_bfloat16* tile, int firstRow) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int k = 0; k < D / 16; k++) loadMatrix(q[k], at<D>(tile, firstRow + (lane & 15), 2 * k + (lane >> 4)));
-}
-
-template <int D, int BN>
-__device__ __forceinline__ void clearScores(float (&s)[BN / 8][4]) {
-#pragma unroll
-  for (int j = 0; j < BN / 8; j++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) s[j][e] = 0;
-}
-
-// Hides keys from `end` on; the block begins at `begin`.
-template <int BN>
-__device__ __forceinline__ void hide(float (&s)[BN / 8][4], int begin, int end) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < BN / 8; j++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      if (begin + 8 * j + lane % 4 * 2 + (e & 1) >= end) s[j][e] = -CUDART_INF_F;
-}
-
-// Part `part` of (group, kv head, row of the group): D values and a log-sum-exp.
+// Part `part` of row `row` of the group (completion in the group, then query head).
 __device__ __forceinline__ int64_t partIndex(const Arguments& a, int part, int group, int head, int row) {
-  return ((static_cast<int64_t>(part) * a.groups + group) * a.kvHeads + head) * (a.groupSize * (a.heads / a.kvHeads)) + row;
+  return ((static_cast<int64_t>(part) * a.groups + group) * a.kvHeads + head) * (a.groupSize * a.R) + row;
 }
 
-template <int D>
-__device__ __forceinline__ void store(const Arguments& a, const float (&out)[D / 8][4], const float (&lse)[2], int part, int group, int head,
-                                      int row, int rows, bool round) {
+// Writes columns `column` on of rows below `rows` of a warp's tile, which begins at row `first` of the group.
+template <int D, int COLUMNS, int HALVES>
+__device__ __forceinline__ void store(const Arguments& a, const float (&out)[COLUMNS / 8][4], int part, int group, int head, int first, int rows,
+                                      int column) {
+  const int lane = threadIdx.x % 32;
+  uint32_t* to = reinterpret_cast<uint32_t*>(a.partial + partIndex(a, part, group, head, first + lane / 4) * D + column) + lane % 4;
+#pragma unroll
+  for (int r = 0; r < HALVES; r++) {
+    if (lane / 4 + 8 * r >= rows) continue;
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 8; i++) __stcg(to + r * 4 * D + 4 * i, pack(out[i][2 * r], out[i][2 * r + 1]));
+  }
+}
+template <int HALVES>
+__device__ __forceinline__ void storeLse(const Arguments& a, const float (&lse)[2], int part, int group, int head, int first, int rows) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int r = 0; r < 2; r++) {
-    const int own = row + lane / 4 + 8 * r;
-    if (own >= rows) continue;
-    const int64_t index = partIndex(a, part, group, head, own);
-    if (lane % 4 == 0) a.partialLse[index] = lse[r];
-    float2* to = reinterpret_cast<float2*>(a.partial + index * D) + lane % 4;
-#pragma unroll
-    for (int i = 0; i < D / 8; i++) {
-      float2 pair = {out[i][2 * r], out[i][2 * r + 1]};
-      if (round) pair = {__bfloat162float(__float2bfloat16_rn(pair.x)), __bfloat162float(__float2bfloat16_rn(pair.y))};
-      __stcg(to + 4 * i, pair);
-    }
-  }
+  for (int r = 0; r < HALVES; r++)
+    if (lane % 4 == 0 && lane / 4 + 8 * r < rows) __stcg(a.partialLse + partIndex(a, part, group, head, first + lane / 4 + 8 * r), lse[r]);
 }
 
 template <int D, int BN>
-__device__ void promptBlock(const Arguments& a, __nv_bfloat16* memory, int group, int head, int tile, int chunk) {
-  const int R = a.heads / a.kvHeads, rows = a.groupSize * R, warp = threadIdx.x / 32;
-  const int length = a.promptLength[group];
-  const int begin = chunk * a.chunkKeys, end = min(length, begin + a.chunkKeys);
-  const int blocks = begin < end ? (end - begin + BN - 1) / BN : 0;
-  __nv_bfloat16* queries = memory;  // [kRows, D]
-  __nv_bfloat16* ring = memory + kRows * D;
+__device__ __forceinline__ void promptBlock(const Arguments& a, __nv_bfloat16* scratch, __nv_bfloat16* ring, int group, int head, int tile,
+                                            int chunk) {
+  __shared__ int slots[kMembers];
+  const int warp = threadIdx.x / 32, first = tile * a.tileMembers, members = min(a.tileMembers, a.groupSize - first), rows = members * a.R;
+  const int chunkKeys = a.chunkKeys[group], start = a.promptStart[group], begin = chunk * chunkKeys;
+  const int length = min(chunkKeys, a.promptLength[group] - begin);
+  const int own = threadIdx.x < members ? a.rows[group * a.groupSize + first + threadIdx.x] : -1;
+  if (threadIdx.x < members) slots[threadIdx.x] = own;
+  const bool anyone = __syncthreads_or(own >= 0);
+  if (length <= 0 || !anyone) return waitForPrevious();
   const int64_t stride = static_cast<int64_t>(a.kvHeads) * D;
-  const int64_t base = (static_cast<int64_t>(a.promptStart[group]) + begin) * stride + static_cast<int64_t>(head) * D;
+  const int64_t base = (static_cast<int64_t>(start) + begin) * stride + static_cast<int64_t>(head) * D;
+  const Stream<D, BN> stream{a.promptK + base, a.promptV + base, stride, length, (length + BN - 1) / BN, -1, ring};
+  // Prompts are not written during decode: they may be on their way before the kernel before this one has ended.
+  stream.askFirst();
+  stream.askSecond();
+  waitForPrevious();
 
-  auto load = [&](int block, int stage) {  // keys, then values
-    __nv_bfloat16* to = ring + stage * 2 * BN * D;
+  __nv_bfloat16* queries = scratch;  // [kRows, D]
+  constexpr int turns = kRows * (D / 16) / kThreads, apart = kThreads / (D / 16);
+  const int row = threadIdx.x / (D / 16), c = threadIdx.x % (D / 16);
+  Turn turn[turns];
 #pragma unroll
-    for (int i = 0; i < BN * D / 8 / (32 * kWarps); i++) {
-      const int at16 = threadIdx.x + i * 32 * kWarps, row = at16 / (D / 8), chunk16 = at16 % (D / 8);
-      const bool valid = begin + block * BN + row < end;
-      const int64_t from = base + (valid ? (static_cast<int64_t>(block) * BN + row) * stride : 0) + chunk16 * 8;
-      copyAsync(at<D>(to, row, chunk16), a.promptK + from, valid);
-      copyAsync(at<D>(to + BN * D, row, chunk16), a.promptV + from, valid);
-    }
-    commit();
-  };
-#pragma unroll
-  for (int i = 0; i < kStages - 1; i++) {
-    if (i < blocks) load(blocks - 1 - i, i);
-    else commit();
-  }
-#pragma unroll
-  for (int i = 0; i < kRows * D / 16 / (32 * kWarps); i++) {
-    const int task = threadIdx.x + i * 32 * kWarps, row = task / (D / 16), c = task % (D / 16), inGroup = tile * kRows + row;
-    const int slot = inGroup < rows ? a.rows[group * a.groupSize + inGroup / R] : -1;
-    Eight low = {}, high = {};
+  for (int i = 0; i < turns; i++) {
+    const int r = row + i * apart, member = overR(a, r), slot = r < rows ? slots[member] : -1;
     if (slot >= 0) {
-      const __nv_bfloat16* queryHead = a.qkv + (static_cast<int64_t>(slot) * (a.heads + 2 * a.kvHeads) + head * R + inGroup % R) * D;
-      rotate<D>(queryHead, a.cos + static_cast<int64_t>(slot) * D, a.sin + static_cast<int64_t>(slot) * D, c, low, high);
+      const int64_t table = static_cast<int64_t>(slot) * D + 8 * c, queryHead = head * a.R + r - member * a.R;
+      turn[i].template load<D>(a.qkv + (static_cast<int64_t>(slot) * (a.heads + 2 * a.kvHeads) + queryHead) * D + 8 * c, a.cos + table,
+                               a.sin + table);
     }
-    storeEight(at<D>(queries, row, c), low);
-    storeEight(at<D>(queries, row, c + D / 16), high);
+  }
+  stream.ask(2);
+#pragma unroll
+  for (int i = 0; i < turns; i++) {
+    *reinterpret_cast<uint4*>(at<kRows>(queries, row + i * apart, c)) = turn[i].low();
+    *reinterpret_cast<uint4*>(at<kRows>(queries, row + i * apart, c + D / 16)) = turn[i].high();
   }
   __syncthreads();
-  uint32_t q[D / 16][4];
-  loadQueries<D>(q, queries, 16 * warp);
 
-  Softmax<D, BN> softmax;
-  softmax.clear();
-  for (int i = 0; i < blocks; i++) {
-    wait<kStages - 2>();
-    __syncthreads();
-    const int next = i + kStages - 1;
-    if (next < blocks) load(blocks - 1 - next, next % kStages);
-    else commit();
-    __nv_bfloat16* keys = ring + i % kStages * 2 * BN * D;
-    float s[BN / 8][4];
-    clearScores<D, BN>(s);
-    scoreKeys<D, BN>(s, q, keys);
-    if (i == 0) hide<BN>(s, begin + (blocks - 1) * BN, end);
-    softmax.weigh(s, a.scaleLog2);
-    addValues<D, BN>(softmax.out, s, keys + BN * D);
-  }
-  float lse[2];
-  softmax.finish(lse, a.scale);
-  store<D>(a, softmax.out, lse, chunk, group, head, tile * kRows + 16 * warp, rows, a.chunks == 1);
-}
-
-// Adds the parts of a completion's rows up: prompt chunks 0 .. chunks - 1, then its own, which the warp holds. The prompt's blocks come first in
-// the grid, so they run or have run when an own block runs; its warps wait for them here.
-template <int D>
-__device__ void merge(const Arguments& a, const float (&own)[D / 8][4], const float (&lseOwn)[2], int group, int head, int member, int slot,
-                      int blocks) {
-  const int R = a.heads / a.kvHeads, lane = threadIdx.x % 32, pair = group * a.kvHeads + head;
-  unsigned seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(a.arrived + 2 * pair) : "memory");
-  } while (seen < static_cast<unsigned>(blocks));
-  __syncwarp();
+  const int lane = threadIdx.x % 32, tile16 = warp % kWarps, tileRows = rows - 16 * tile16, tileFirst = first * a.R + 16 * tile16;
+  const bool busy = tileRows > 0;
+  // From the warps that weigh to those that add values, for the block at hand and the one before: weights [16, BN] where the queries were, and
+  // what the sums so far are to be multiplied by.
+  __shared__ float fades[2][kRows];
+  auto weights = [&](int i) { return scratch + (2 * tile16 + (i & 1)) * (16 * BN); };
+  if (warp < kWarps) {
+    uint32_t q[D / 16][4];
+    loadLeft<kRows>(q, queries, 16 * warp);
+    __syncthreads();  // the queries are read
+    Softmax<BN, 2> softmax;
+    softmax.clear();
+#pragma unroll 1
+    for (int i = 0; i < stream.blocks; i++) {
+      // the first three steps; the later ones are asked for, and waited for, by the other warps
+      if (i == 0) wait<2>();
+      else if (i == 1) wait<1>();
+      else wait<0>();
+      publishCopies();
+      __syncthreads();
+      float s[BN / 8][4], fade[2];
+      clear(s);
+      scoreKeysTogether<D, BN>(s, q, stream.keys(i));
+      if (!busy) continue;
+      if (i == 0) hide<BN>(s, (stream.blocks - 1) * BN, length);
+      softmax.weigh(s, a.scaleLog2, fade);
 #pragma unroll
-  for (int r = 0; r < 2; r++) {
-    const int inMember = lane / 4 + 8 * r;
-    if (inMember >= R) continue;
-    const int row = member * R + inMember;
-    float2 sum[D / 8];
+      for (int r = 0; r < 2; r++) {
+        if (lane % 4 == 0) fades[i & 1][16 * warp + lane / 4 + 8 * r] = fade[r];
 #pragma unroll
-    for (int i = 0; i < D / 8; i++) sum[i] = {0, 0};
-    float most = -CUDART_INF_F, total = 0;
-    for (int chunk = 0; chunk < a.chunks; chunk++) most = fmaxf(most, __ldcg(a.partialLse + partIndex(a, chunk, group, head, row)));
-    for (int chunk = 0; chunk < a.chunks; chunk++) {
-      const int64_t index = partIndex(a, chunk, group, head, row);
-      const float lse = __ldcg(a.partialLse + index);
-      if (lse == -CUDART_INF_F) continue;  // a chunk behind the prompt's end
-      const float weight = expf(lse - most);
-      total += weight;
-      const float2* part = reinterpret_cast<const float2*>(a.partial + index * D) + lane % 4;
-#pragma unroll
-      for (int i = 0; i < D / 8; i++) {
-        const float2 x = __ldcg(part + 4 * i);
-        sum[i] = {__fmaf_rn(x.x, weight, sum[i].x), __fmaf_rn(x.y, weight, sum[i].y)};
+        for (int j = 0; j < BN / 8; j++)
+          *reinterpret_cast<uint32_t*>(at<16>(weights(i), lane / 4 + 8 * r, j) + lane % 4 * 2) = pack(s[j][2 * r], s[j][2 * r + 1]);
       }
     }
-    const float lsePrompt = a.chunks == 1 ? most : most + logf(total);
-    const float top = fmaxf(lsePrompt, lseOwn[r]);
-    const float lse = top + log1pf(expf(-fabsf(lsePrompt - lseOwn[r])));
-    const float weightPrompt = expf(lsePrompt - lse) / total, weightOwn = expf(lseOwn[r] - lse);
-    __nv_bfloat16* to = a.out + (static_cast<int64_t>(slot) * a.heads + head * R + inMember) * D + lane % 4 * 2;
+    wait<0>();
+    publishCopies();
+    __syncthreads();
+    if (busy) {
+      float lse[2], share[2];
+      softmax.finish(a.scale, lse, share);
+      storeLse<2>(a, lse, chunk, group, head, tileFirst, tileRows);
+      if (lane % 4 == 0) fades[stream.blocks & 1][16 * warp + lane / 4] = share[0], fades[stream.blocks & 1][16 * warp + lane / 4 + 8] = share[1];
+    }
+    __syncthreads();
+  } else {
+    float out[D / 8][4];
+    clear(out);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = -1; i < stream.blocks; i++) {
+      if (i < 0) wait<2>();
+      else wait<1>();
+      publishCopies();
+      __syncthreads();
+      if (i < 0) continue;
+      const float fade[2] = {fades[i & 1][16 * tile16 + lane / 4], fades[i & 1][16 * tile16 + lane / 4 + 8]};
+      scaleRows<D, 2>(out, fade);
+      uint32_t p[BN / 16][4];
+      loadLeft<16>(p, weights(i), 0);
+      addValuesTogether<D, BN>(out, p, stream.values(i), [&] { stream.template ask<kThreads / 2>(i + 3); });
+    }
+    __syncthreads();
+    if (busy) {
+      const float* share = fades[stream.blocks & 1] + 16 * tile16 + lane / 4;
+      scaleRows<D, 2>(out, {share[0], share[8]});
+      // through the tile's weights, which are all used, to whole rows
+      __nv_bfloat16* turned = weights(0);
 #pragma unroll
-    for (int i = 0; i < D / 8; i++) {
-      // The own part is rounded first, as the kernel behind training writes it.
-      const float x = __bfloat162float(__float2bfloat16_rn(own[i][2 * r])), y = __bfloat162float(__float2bfloat16_rn(own[i][2 * r + 1]));
-      *reinterpret_cast<uint32_t*>(to + 8 * i) =
-          pack(__fmaf_rn(x, weightOwn, sum[i].x * weightPrompt), __fmaf_rn(y, weightOwn, sum[i].y * weightPrompt));
+      for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int i = 0; i < D / 8; i++)
+          *reinterpret_cast<uint32_t*>(at<16>(turned, lane / 4 + 8 * r, i) + lane % 4 * 2) = pack(out[i][2 * r], out[i][2 * r + 1]);
+      __syncwarp();
+      __nv_bfloat16* to = a.partial + partIndex(a, chunk, group, head, tileFirst) * D;
+#pragma unroll
+      for (int i = 0; i < D / 16; i++) {
+        const int eight = lane + 32 * i, row = eight / (D / 8);
+        if (row < tileRows) storeEight(to + 8 * eight, loadEight(at<16>(turned, row, eight % (D / 8))));
+      }
     }
   }
 }
 
-template <int D, int BN>
-__device__ void ownBlock(const Arguments& a, __nv_bfloat16* memory, int group, int head, int four, int promptBlocks) {
-  const int R = a.heads / a.kvHeads, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int member = four * kWarps + warp;
-  const int slot = member < a.groupSize ? a.rows[group * a.groupSize + member] : -1;
-  if (slot < 0) return;
-  __nv_bfloat16* queries = memory + warp * 16 * D;
-  __nv_bfloat16* ring = memory + kRows * D + warp * kPieces * kPieceRows * D;
+// Rows of an own block's scores, padded against bank conflicts.
+template <int BN>
+constexpr int kScoreRow = BN + 8;
+
+template <int D, int BN, int HALVES>
+__device__ __forceinline__ void ownBlock(const Arguments& a, __nv_bfloat16* scratch, __nv_bfloat16* ring, int group, int head, int member) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int completion = a.rows[group * a.groupSize + member];
+  waitForPrevious();
+  if (completion < 0) return;
+  const int slot = a.slots == nullptr ? completion : a.slots[completion];
+  __nv_bfloat16* queries = scratch;                            // [16, D]
+  float* scores = reinterpret_cast<float*>(scratch + 16 * D);  // of two blocks, [8 HALVES, kScoreRow] each
   const int64_t stride = static_cast<int64_t>(a.kvHeads) * D;
   const int64_t base = static_cast<int64_t>(slot) * a.ownSlots * stride + static_cast<int64_t>(head) * D;
-  const __nv_bfloat16* row = a.qkv + static_cast<int64_t>(slot) * (a.heads + 2 * a.kvHeads) * D;
-  const __nv_bfloat16 *cos = a.cos + static_cast<int64_t>(slot) * D, *sin = a.sin + static_cast<int64_t>(slot) * D;
   const int newest = a.ownLength[slot], length = newest + 1;
+  const Stream<D, BN> stream{a.ownK + base, a.ownV + base, stride, length, (length + BN - 1) / BN, newest, ring};
 
-  // The newest token's key and value, into the cache before anything is read from it.
-  const __nv_bfloat16 *key = row + static_cast<int64_t>(a.heads + head) * D, *value = key + stride;
-  if (lane < D / 16) {
-    Eight low, high;
-    rotate<D>(key, cos, sin, lane, low, high);
-    storeEight(a.ownK + base + newest * stride + 8 * lane, low);
-    storeEight(a.ownK + base + newest * stride + D / 2 + 8 * lane, high);
-  } else if (lane >= 16 && lane < 16 + D / 8) {
-    storeEight(a.ownV + base + newest * stride + 8 * (lane - 16), loadEight(value + 8 * (lane - 16)));
+  // The queries, and the newest token's key and value: to the cache, and to where the stream leaves them out.
+  const __nv_bfloat16* row = a.qkv + static_cast<int64_t>(completion) * (a.heads + 2 * a.kvHeads) * D;
+  const int inBlock = newest % BN, r = threadIdx.x / (D / 16), c = threadIdx.x % (D / 16);
+  Turn turn;
+  if (r <= a.R) {
+    const int64_t table = static_cast<int64_t>(completion) * D + 8 * c;
+    turn.load<D>(row + (r < a.R ? head * a.R + r : a.heads + head) * D + 8 * c, a.cos + table, a.sin + table);
   }
-  __threadfence();
-  __syncwarp();
+  stream.askFirst();
+  stream.askSecond();
+  stream.ask(2);
+  if (r <= a.R) {
+    const uint4 low = turn.low(), high = turn.high();
+    __nv_bfloat16* toLow = r < a.R ? at<16>(queries, r, c) : at<BN>(stream.keys(0), inBlock, c);
+    __nv_bfloat16* toHigh = r < a.R ? at<16>(queries, r, c + D / 16) : at<BN>(stream.keys(0), inBlock, c + D / 16);
+    *reinterpret_cast<uint4*>(toLow) = low;
+    *reinterpret_cast<uint4*>(toHigh) = high;
+    if (r == a.R) {
+      *reinterpret_cast<uint4*>(a.ownK + base + newest * stride + 8 * c) = low;
+      *reinterpret_cast<uint4*>(a.ownK + base + newest * stride + D / 2 + 8 * c) = high;
+    }
+  }
+  if (threadIdx.x >= kThreads - D / 8) {
+    const int chunk = threadIdx.x - (kThreads - D / 8);
+    const Eight value = loadEight(row + static_cast<int64_t>(a.heads + a.kvHeads + head) * D + 8 * chunk);
+    storeEight(at<BN>(stream.values(0), inBlock, chunk), value);
+    storeEight(a.ownV + base + newest * stride + 8 * chunk, value);
+  }
+  __syncthreads();
 
-  constexpr int perBlock = BN / kPieceRows;
-  const int blocks = (length + BN - 1) / BN;
-  const int pieces = blocks * 2 * perBlock;
-  // Piece i: of block blocks - 1 - i / (2 perBlock), first its keys, then its values.
-  auto load = [&](int i) {
-    if (i < pieces) {
-      const int block = blocks - 1 - i / (2 * perBlock), inBlock = i % (2 * perBlock);
-      const int first = block * BN + inBlock % perBlock * kPieceRows;
-      const __nv_bfloat16* from = inBlock < perBlock ? a.ownK : a.ownV;
-      __nv_bfloat16* to = ring + i % kPieces * kPieceRows * D;
+  constexpr int keys = BN / kWarps, columns = D / kWarps;  // of a warp, in a block
+  auto scoresOf = [&](int i) { return scores + (i & 1) * (8 * HALVES * kScoreRow<BN>) + lane / 4 * kScoreRow<BN> + lane % 4 * 2; };
+  if (warp < kWarps) {
+    uint32_t q[D / 16][4];
+    loadLeft<16>(q, queries, 0);
+#pragma unroll 1
+    for (int i = 0; i <= stream.blocks; i++) {
+      if (i == 0) wait<2>();
+      else wait<1>();
+      __syncthreads();
+      if (i > 0) stream.ask(i + 2);
+      if (i == stream.blocks) break;
+      float s[keys / 8][4];
+      clear(s);
+      scoreKeys<D, BN, keys>(s, q, stream.keys(i), warp * keys);
+      if (i == 0) hide<keys>(s, (stream.blocks - 1) * BN + warp * keys, length);
 #pragma unroll
-      for (int j = 0; j < kPieceRows * D / 8 / 32; j++) {
-        const int at16 = lane + j * 32, r = at16 / (D / 8), chunk16 = at16 % (D / 8);
-        const bool valid = first + r < length;
-        copyAsync(at<D>(to, r, chunk16), from + base + (valid ? (first + r) * stride : 0) + chunk16 * 8, valid);
+      for (int j = 0; j < keys / 8; j++)
+#pragma unroll
+        for (int r = 0; r < HALVES; r++)
+          *reinterpret_cast<float2*>(scoresOf(i) + 8 * r * kScoreRow<BN> + warp * keys + 8 * j) = {s[j][2 * r], s[j][2 * r + 1]};
+    }
+  } else {
+    float out[columns / 8][4];
+    clear(out);
+    Softmax<BN, HALVES> softmax;
+    softmax.clear();
+#pragma unroll 1
+    for (int i = -1; i < stream.blocks; i++) {
+      if (i < 0) wait<2>();
+      else wait<1>();
+      __syncthreads();
+      if (i < 0) continue;
+      stream.ask(i + 3);
+      float s[BN / 8][4], fade[2];
+      clear(s);
+#pragma unroll
+      for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+        for (int r = 0; r < HALVES; r++) {
+          const float2 pair = *reinterpret_cast<const float2*>(scoresOf(i) + 8 * r * kScoreRow<BN> + 8 * j);
+          s[j][2 * r] = pair.x, s[j][2 * r + 1] = pair.y;
+        }
+      softmax.weigh(s, a.scaleLog2, fade);
+      scaleRows<columns, HALVES>(out, fade);
+#pragma unroll
+      for (int j = 0; j < BN / 16; j++) {
+        const uint32_t p[4] = {pack(s[2 * j][0], s[2 * j][1]), pack(s[2 * j][2], s[2 * j][3]), pack(s[2 * j + 1][0], s[2 * j + 1][1]),
+                               pack(s[2 * j + 1][2], s[2 * j + 1][3])};
+        addValues<BN, columns>(out, p, stream.values(i), 16 * j, (warp - kWarps) * columns);
       }
     }
-    commit();
-  };
-#pragma unroll
-  for (int i = 0; i < kPieces - 1; i++) load(i);
-#pragma unroll
-  for (int i = 0; i < 16 * D / 16 / 32; i++) {
-    const int task = lane + 32 * i, r = task / (D / 16), c = task % (D / 16);
-    Eight low = {}, high = {};
-    if (r < R) rotate<D>(row + static_cast<int64_t>(head * R + r) * D, cos, sin, c, low, high);
-    storeEight(at<D>(queries, r, c), low);
-    storeEight(at<D>(queries, r, c + D / 16), high);
-  }
-  __syncwarp();
-  uint32_t q[D / 16][4];
-  loadQueries<D>(q, queries, 0);
-
-  Softmax<D, BN> softmax;
-  softmax.clear();
-  int piece = 0;
-  auto arrive = [&]() {  // the buffer of the next piece; the one behind it is asked for
-    wait<kPieces - 2>();
-    __syncwarp();
-    load(piece + kPieces - 1);
-    return ring + piece++ % kPieces * kPieceRows * D;
-  };
-  for (int block = blocks - 1; block >= 0; block--) {
-    float s[BN / 8][4];
-    clearScores<D, BN>(s);
-#pragma unroll
-    for (int j = 0; j < perBlock; j++) scoreKeys<D, kPieceRows>(s + j * kPieceRows / 8, q, arrive());
-    if (block == blocks - 1) hide<BN>(s, block * BN, length);
-    softmax.weigh(s, a.scaleLog2);
-#pragma unroll
-    for (int j = 0; j < perBlock; j++) addValues<D, kPieceRows>(softmax.out, s + j * kPieceRows / 8, arrive());
-  }
-  float lse[2];
-  softmax.finish(lse, a.scale);
-  merge<D>(a, softmax.out, lse, group, head, member, slot, promptBlocks);
-}
-
-template <int D, int BN>
-__global__ void __launch_bounds__(32 * kWarps) decodeAttention(const Arguments a) {
-  extern __shared__ __align__(128) __nv_bfloat16 memory[];
-  const int tiles = (a.groupSize * (a.heads / a.kvHeads) + kRows - 1) / kRows;
-  const int fours = (a.groupSize + kWarps - 1) / kWarps;
-  const int pairs = a.groups * a.kvHeads, perPair = tiles * a.chunks;
-  if (static_cast<int>(blockIdx.x) < pairs * perPair) {
-    const int pair = blockIdx.x % pairs, rest = blockIdx.x / pairs;
-    promptBlock<D, BN>(a, memory, pair / a.kvHeads, pair % a.kvHeads, rest % tiles, rest / tiles);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) atomicAdd(a.arrived + 2 * pair, 1u);
-  } else {
-    const int index = blockIdx.x - pairs * perPair, pair = index % pairs;
-    ownBlock<D, BN>(a, memory, pair / a.kvHeads, pair % a.kvHeads, index / pairs, perPair);
-    __syncthreads();
-    if (threadIdx.x == 0 && atomicAdd(a.arrived + 2 * pair + 1, 1u) == static_cast<unsigned>(fours - 1)) {
-      a.arrived[2 * pair] = a.arrived[2 * pair + 1] = 0;  // nobody waits any more; ready for the next launch
-    }
+    float lse[2], share[2];
+    softmax.finish(a.scale, lse, share);
+    scaleRows<columns, HALVES>(out, share);
+    store<D, columns, HALVES>(a, out, a.chunks, group, head, member * a.R, a.R, (warp - kWarps) * columns);
+    if (warp == kWarps) storeLse<HALVES>(a, lse, a.chunks, group, head, member * a.R, a.R);
   }
 }
 
+// Grid: key/value heads, groups, and the prompt blocks before the own blocks.
 template <int D, int BN>
-constexpr int sharedBytes() {
-  constexpr int prompt = kStages * 2 * BN * D, own = kWarps * kPieces * kPieceRows * D;
-  return (kRows * D + (prompt > own ? prompt : own)) * static_cast<int>(sizeof(__nv_bfloat16));
+__global__ void __launch_bounds__(kThreads, 2) decodeAttention(const __grid_constant__ Arguments a, int scratchValues) {
+  extern __shared__ __align__(1024) __nv_bfloat16 scratch[];
+  __nv_bfloat16* ring = scratch + scratchValues;
+  letNextStart();
+  const int head = blockIdx.x, group = blockIdx.y, own = static_cast<int>(blockIdx.z) - a.tiles * a.chunks;
+  if (own < 0) promptBlock<D, BN>(a, scratch, ring, group, head, blockIdx.z / a.chunks, blockIdx.z % a.chunks);
+  else if (a.R <= 8) ownBlock<D, BN, 1>(a, scratch, ring, group, head, own);
+  else ownBlock<D, BN, 2>(a, scratch, ring, group, head, own);
+}
+
+// Adds the parts up, eight values to a thread.
+template <int D>
+__global__ void __launch_bounds__(kMergeThreads) mergeDecode(const __grid_constant__ Arguments a) {
+  letNextStart();
+  constexpr int kFirst = 4;  // chunks whose values are asked for before their weights are known
+  const int task = blockIdx.x * kMergeThreads + threadIdx.x, index = task / (D / 8), c = task % (D / 8);
+  const int perPair = a.groupSize * a.R, pair = index / perPair, row = index - pair * perPair, group = pair / a.kvHeads;
+  const int64_t perPart = static_cast<int64_t>(a.groups) * a.kvHeads * perPair;
+  int slot = -1, chunks = 0;
+  if (index < perPart) {
+    const int keys = a.chunkKeys[group];
+    slot = a.rows[group * a.groupSize + row / a.R];
+    chunks = keys > 0 ? (a.promptLength[group] + keys - 1) / keys : 0;
+  }
+  waitForPrevious();
+  if (slot < 0) return;
+  const auto lseOf = [&](int part) { return a.partialLse[part * perPart + index]; };
+  const auto valuesOf = [&](int part) { return loadEight(a.partial + (part * perPart + index) * D + 8 * c); };
+  float lse[kFirst];
+  Eight values[kFirst];
+#pragma unroll
+  for (int p = 0; p < kFirst; p++) {
+    if (p >= chunks) continue;
+    lse[p] = lseOf(p);
+    values[p] = valuesOf(p);
+  }
+  const float ownLse = lseOf(a.chunks);
+  const Eight own = valuesOf(a.chunks);
+  float most = ownLse;
+#pragma unroll
+  for (int p = 0; p < kFirst; p++)
+    if (p < chunks) most = fmaxf(most, lse[p]);
+#pragma unroll 4
+  for (int p = kFirst; p < chunks; p++) most = fmaxf(most, lseOf(p));
+  float sum[8] = {}, total = 0;
+  const auto add = [&](const Eight& part, float partLse) {
+    const float weight = partWeight(partLse, most);
+    total = addWeight(total, weight);
+    addPart(sum, part, weight);
+  };
+#pragma unroll
+  for (int p = 0; p < kFirst; p++)
+    if (p < chunks) add(values[p], lse[p]);
+#pragma unroll 4
+  for (int p = kFirst; p < chunks; p++) add(valuesOf(p), lseOf(p));
+  add(own, ownLse);
+  storeEight(a.out + (static_cast<int64_t>(slot) * a.heads + pair % a.kvHeads * a.R + row % a.R) * D + 8 * c, mergedValues(sum, partShare(total)));
+}
+
+// Values in shared memory before the ring, a multiple of 1024 bytes: the queries or weights of a prompt block, or an own block's queries and scores.
+template <int D, int BN>
+constexpr int scratchValues(int R) {
+  const int prompt = kRows * (D > 2 * BN ? D : 2 * BN), own = 16 * D + 2 * 2 * (R <= 8 ? 8 : 16) * kScoreRow<BN>;
+  return ((prompt > own ? prompt : own) + 511) / 512 * 512;
+}
+template <int D, int BN>
+constexpr int sharedBytes(int R) {
+  return (scratchValues<D, BN>(R) + kSlots * BN * D) * static_cast<int>(sizeof(__nv_bfloat16));
 }
 
 template <int D, int BN>
 int launch(const Arguments& a, cudaStream_t stream) {
-  const int bytes = sharedBytes<D, BN>();
+  const int bytes = sharedBytes<D, BN>(a.R);
   const cudaError_t status = cudaFuncSetAttribute(decodeAttention<D, BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return static_cast<int>(status);
-  const int tiles = (a.groupSize * (a.heads / a.kvHeads) + kRows - 1) / kRows;
-  const int fours = (a.groupSize + kWarps - 1) / kWarps;
-  decodeAttention<D, BN><<<a.groups * a.kvHeads * (tiles * a.chunks + fours), 32 * kWarps, bytes, stream>>>(a);
-  return static_cast<int>(cudaGetLastError());
+  const dim3 grid(a.kvHeads, a.groups, a.tiles * a.chunks + a.groupSize);
+  const cudaError_t parts = launchChained(decodeAttention<D, BN>, grid, kThreads, bytes, stream, a, scratchValues<D, BN>(a.R));
+  if (parts != cudaSuccess) return static_cast<int>(parts);
+  const int merges = a.groups * a.groupSize * a.heads * (D / 8);
+  return static_cast<int>(launchChained(mergeDecode<D>, (merges + kMergeThreads - 1) / kMergeThreads, kMergeThreads, 0, stream, a));
 }
 
 }  // namespace
@@ -454,13 +390,16 @@ int launch(const Arguments& a, cudaStream_t stream) {
 // The launcher; its contract is GroveDecodeAttentionLauncher in native/kernels.h.
 extern "C" __attribute__((visibility("default"))) int grove_decode_attention(
     const void* qkv, const void* cos, const void* sin, void* ownK, void* ownV, const void* promptK, const void* promptV, const int* rows,
-    const int* promptStart, const int* promptLength, const int* ownLength, void* out, float* partial, float* partialLse, unsigned* arrived,
-    int groups, int groupSize, int heads, int kvHeads, int headDim, int ownSlots, int chunks, int chunkKeys, float scale, void* stream) {
+    const int* promptStart, const int* promptLength, const int* chunkKeys, const int* ownLength, const int* slots, void* out, void* partial,
+    float* partialLse, int groups, int groupSize, int heads, int kvHeads, int headDim, int ownSlots, int chunks, float scale, void* stream) {
   using T = __nv_bfloat16;
+  if (groups * groupSize == 0) return 0;
+  if (chunks > kGroveMaxPromptChunks || heads / kvHeads > 16) return static_cast<int>(cudaErrorInvalidValue);
+  const int R = heads / kvHeads, tileMembers = kRows / R < kMembers ? kRows / R : kMembers, tiles = (groupSize + tileMembers - 1) / tileMembers;
   const Arguments a{static_cast<const T*>(qkv), static_cast<const T*>(cos), static_cast<const T*>(sin), static_cast<T*>(ownK),
                     static_cast<T*>(ownV), static_cast<const T*>(promptK), static_cast<const T*>(promptV), rows, promptStart, promptLength,
-                    ownLength, static_cast<T*>(out), partial, partialLse, arrived, groups, groupSize, heads, kvHeads, ownSlots, chunks,
-                    chunkKeys, scale, static_cast<float>(scale * 1.4426950408889634)};
+                    chunkKeys, ownLength, slots, static_cast<T*>(out), static_cast<T*>(partial), partialLse, groups, groupSize, heads,
+                    kvHeads, ownSlots, chunks, R, tileMembers, tiles, scale, static_cast<float>(scale * 1.4426950408889634)};
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   if (headDim == 128) return launch<128, 64>(a, on);
   if (headDim == 64) return launch<64, 128>(a, on);
@@ -472,5 +411,5 @@ extern "C" __attribute__((visibility("default"))) int grove_decode_attention_fit
   int device = 0, most = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
-  return (headDim == 128 && most >= sharedBytes<128, 64>()) || (headDim == 64 && most >= sharedBytes<64, 128>());
+  return (headDim == 128 && most >= sharedBytes<128, 64>(16)) || (headDim == 64 && most >= sharedBytes<64, 128>(16));
 }

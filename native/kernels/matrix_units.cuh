@@ -7,8 +7,8 @@
 namespace {
 
 __device__ __forceinline__ uint32_t smemAddress(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-__device__ __forceinline__ void copyAsync(void* to, const void* from, bool valid) {  // 16 bytes; zeros where not valid
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smemAddress(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
+__device__ __forceinline__ void copyAsync(uint32_t to, const void* from, int bytes) {  // 16 bytes; zeros behind the first `bytes`
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>

@@ -92,6 +92,10 @@ const rollout = z.strictObject({
     .default(1)
     .meta({ description: "Sample among the likeliest tokens that hold this probability; 1 = all [seed: 1]." }),
   maxConcurrent: positive().default(256).meta({ description: "Most completions decoded at the same time." }),
+  deterministic: z.boolean().default(false).meta({
+    description:
+      "Completions do not depend, bit for bit, on what else is sampled with them: prompts are computed one by one, and every step has rollout.maxConcurrent rows.",
+  }),
 });
 
 /** Quirks of the seed's code, for runs that must be compared with its figures. docs/seed-bench-r1.md says what each one does. */

@@ -11,6 +11,7 @@ import { op } from "../torch/dispatch.ts";
 import { cat, scaledDotProductAttention, slice, squeeze, transpose, unsqueeze } from "../torch/ops.ts";
 import { keep } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
+import { chunkTables, promptChunkKeys } from "./prompt-chunks.ts";
 import type { RopeTable } from "./rope.ts";
 
 export interface AttentionPlan {
@@ -42,7 +43,7 @@ export class PackedPlan implements AttentionPlan, Disposable {
   readonly #path: "auto" | "fused" | "dense";
   readonly #rows: number;
   readonly #promptRows: number;
-  #offsets: { prompt: Tensor; group: Tensor; completion: Tensor } | null = null;
+  #offsets: { prompt: Tensor; group: Tensor; completion: Tensor; starts: Tensor; lengths: Tensor } | null = null;
   #masks: Tensor[] | null = null;
 
   constructor(segments: Segments, path: "auto" | "fused" | "dense" = "auto") {
@@ -69,14 +70,25 @@ export class PackedPlan implements AttentionPlan, Disposable {
     const { promptLengths, completionLengths } = this.#segments;
     const perGroup = completionLengths.map(sum);
     const completions = completionLengths.flat();
+    const int = (values: Int32Array, size: number[]) =>
+      keep(fromArray(values, size, { dtype: "int32", device: q.device }));
     const offsets = (lengths: readonly number[]) => {
       const ends = Int32Array.from([0, ...lengths]);
       for (let i = 1; i < ends.length; i++) ends[i] = (ends[i] as number) + (ends[i - 1] as number);
-      return keep(fromArray(ends, [ends.length], { dtype: "int32", device: q.device }));
+      return int(ends, [ends.length]);
     };
-    // one upload per pass, not one per layer
-    this.#offsets ??= { prompt: offsets(promptLengths), group: offsets(perGroup), completion: offsets(completions) };
-    const { prompt, group, completion } = this.#offsets;
+    if (this.#offsets === null) {
+      // one upload per pass, not one per layer
+      const { chunks, starts, lengths } = chunkTables(promptLengths);
+      this.#offsets = {
+        prompt: offsets(promptLengths),
+        group: offsets(perGroup),
+        completion: offsets(completions),
+        starts: int(starts, [chunks, promptLengths.length + 1]),
+        lengths: int(lengths, [chunks, promptLengths.length]),
+      };
+    }
+    const { prompt, group, completion, starts, lengths } = this.#offsets;
     return groupAttention(
       q,
       k,
@@ -84,10 +96,13 @@ export class PackedPlan implements AttentionPlan, Disposable {
       prompt,
       group,
       completion,
+      starts,
+      lengths,
       this.#promptRows,
       Math.max(...promptLengths),
       Math.max(0, ...perGroup),
       Math.max(0, ...completions),
+      Math.max(...promptLengths.map((length) => Math.min(length, promptChunkKeys(length)))),
       q.size(2) ** -0.5,
     );
   }

@@ -6,20 +6,17 @@
 
 import { ShapeError } from "../errors.ts";
 import { noGrad } from "../torch/autograd.ts";
-import { op } from "../torch/dispatch.ts";
+import { op, opN } from "../torch/dispatch.ts";
 import {
   cast,
   cat,
-  exp,
   gather,
   linear,
-  logSoftmax,
   matmul,
   mul_,
   neg,
   slice,
-  squeeze,
-  sum,
+  sub,
   transpose,
   unsqueeze,
   zerosLike,
@@ -29,9 +26,11 @@ import type { Tensor } from "../torch/tensor.ts";
 
 /** Chunks are as large as keeps their logits at this many elements (float32: 1 GiB on the device, which pays for itself in large products). */
 const CHUNK_ELEMENTS = 2 ** 28;
-/** Up to this many elements in all, log-softmax is kept for the backward instead of being computed again. */
+/** Up to this many elements in all, logits are kept for the backward instead of being computed again. */
 const KEEP_ELEMENTS = 2 ** 26;
 
+const tokenLogprobs = opN("grove::token_logprobs");
+const exp_ = op("aten::exp_");
 const addmm_ = op("aten::addmm_");
 const scatterAdd_ = op("aten::scatter_add_");
 
@@ -48,7 +47,7 @@ export class ChunkedLogprobs implements Disposable {
   readonly #head_VX: Tensor;
   readonly #targets_R: Tensor;
   readonly #chunkRows: number;
-  #kept: Tensor[] | null; // log-softmax [C, V] of every chunk
+  #kept: Tensor[] | null; // logits [C, V] of every chunk
 
   /** @param targets int64 [R] on the device of `hidden`; taken over. */
   constructor(hidden: Tensor, head: Tensor, targets: Tensor, options: { backward: boolean; chunkRows?: number }) {
@@ -64,22 +63,17 @@ export class ChunkedLogprobs implements Disposable {
       noGrad(() => {
         const parts = this.#chunks().map(([begin, end]) =>
           scope(() => {
-            const logp_CV = this.#logSoftmax(begin, end);
-            this.#kept?.push(keep(logp_CV));
-            const target_C1 = unsqueeze(slice(this.#targets_R, 0, begin, end), 1);
-            return [squeeze(gather(logp_CV, 1, target_C1), 1), neg(sum(mul_(exp(logp_CV), logp_CV), [1]))] as const;
+            const logits_CV = this.#logits(begin, end);
+            this.#kept?.push(keep(logits_CV));
+            return tokenLogprobs(logits_CV, slice(this.#targets_R, 0, begin, end)) as [Tensor, Tensor];
           }),
         );
-        return [
+        const joined = (which: 0 | 1) =>
           cat(
-            parts.map((part) => part[0]),
+            parts.map((part) => part[which]),
             0,
-          ),
-          cat(
-            parts.map((part) => part[1]),
-            0,
-          ),
-        ] as const;
+          );
+        return [joined(0), joined(1)] as const;
       }),
     );
     this.logprobs = keep(logprobs);
@@ -96,10 +90,14 @@ export class ChunkedLogprobs implements Disposable {
         const headGrad = gradOf(this.#head_VX);
         const parts = this.#chunks().map(([begin, end], i) =>
           scope(() => {
-            const logp_CV = this.#kept?.[i] ?? this.#logSoftmax(begin, end);
-            const d_C1 = cast(unsqueeze(slice(dLogprobs, 0, begin, end), 1), logp_CV.dtype);
-            const dLogits_CV = mul_(exp(logp_CV), neg(d_C1));
-            scatterAdd_(dLogits_CV, 1, unsqueeze(slice(this.#targets_R, 0, begin, end), 1), d_C1);
+            const logits_CV = this.#kept?.[i] ?? this.#logits(begin, end);
+            const column = (x_R: Tensor) => unsqueeze(slice(x_R, 0, begin, end), 1);
+            const [target_C1, logprob_C1] = [column(this.#targets_R), column(this.logprobs)];
+            const logSum_C1 = sub(gather(logits_CV, 1, target_C1), logprob_C1); // of exp(logits): the forward's logprob has it
+            const p_CV = exp_(sub(logits_CV, logSum_C1)); // in logSum's dtype, float32 or float64
+            const d_C1 = cast(column(dLogprobs), p_CV.dtype);
+            const dLogits_CV = mul_(p_CV, neg(d_C1));
+            scatterAdd_(dLogits_CV, 1, target_C1, d_C1);
             const d = cast(dLogits_CV, this.#head_VX.dtype);
             addmm_(headGrad, transpose(d, 0, 1), slice(this.#hidden_RX, 0, begin, end));
             return matmul(d, this.#head_VX);
@@ -115,9 +113,8 @@ export class ChunkedLogprobs implements Disposable {
     this.#kept = null;
   }
 
-  #logSoftmax(begin: number, end: number): Tensor {
-    const logits_CV = linear(slice(this.#hidden_RX, 0, begin, end), this.#head_VX);
-    return logSoftmax(logits_CV.dtype === "float64" ? logits_CV : cast(logits_CV, "float32"), 1);
+  #logits(begin: number, end: number): Tensor {
+    return linear(slice(this.#hidden_RX, 0, begin, end), this.#head_VX);
   }
 
   #chunks(): [begin: number, end: number][] {

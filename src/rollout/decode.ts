@@ -1,4 +1,4 @@
-/** The decode loop of one round: a token per completion and step, fixed buffers, nothing read back before the end but a rare check. */
+/** The plain decode loop, of one round: a token per completion and step, fixed buffers, nothing read back before the end but a rare check. */
 
 import { CudaGraph } from "../torch/cuda.ts";
 import {
@@ -16,14 +16,13 @@ import {
 import { keep, scope } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
 import { DecodePlan } from "./decode-plan.ts";
-import { FusedDecodePlan, KvPool } from "./fused-decode-plan.ts";
 import type { KvCache } from "./kv-cache.ts";
 import type { TokenSampler } from "./sample-token.ts";
 import type { SamplerModel } from "./sampler-model.ts";
 
 export interface RoundInput {
   model: SamplerModel;
-  cache: KvCache | KvPool; // prompts filled in
+  cache: KvCache; // prompts filled in
   sampler: TokenSampler;
   /** After each prompt's last token, [Q, V]. */
   promptLogits: Tensor;
@@ -44,6 +43,7 @@ export interface RoundOutput {
   ids: BigInt64Array; // [N, B]
   sampledLogprobs: Float32Array; // [N, B]
   logprobs: Float32Array; // [N, B]
+  entropies: Float32Array; // [N, B]
   steps: number; // tokens drawn per completion, at most N
 }
 
@@ -52,10 +52,13 @@ const STEPS_WORTH_A_GRAPH = 8;
 
 /** The captured decode step of the current round. Captures follow each other in one memory pool, so that memory does not pile up. */
 export class StepGraph implements Disposable {
+  /** Time spent recording, seconds. */
+  captureS = 0;
   private graph: CudaGraph | null = null;
 
   /** Records what `step` enqueues, in place of the graph before. */
   capture(step: () => void): CudaGraph {
+    const started = performance.now();
     const next = new CudaGraph();
     try {
       next.capture(step, this.graph === null ? {} : { poolOf: this.graph });
@@ -65,6 +68,7 @@ export class StepGraph implements Disposable {
     }
     this[Symbol.dispose]();
     this.graph = next;
+    this.captureS += (performance.now() - started) / 1000;
     return next;
   }
 
@@ -103,7 +107,7 @@ export function decodeRound(input: RoundInput): RoundOutput {
 
 /** The tensors of a round. B = Q * G rows. */
 class RoundState implements Disposable {
-  readonly plan: DecodePlan | FusedDecodePlan;
+  readonly plan: DecodePlan;
   readonly tokens: Tensor; // [B] int64, drawn last
   readonly positions: Tensor; // [3, B] int64, of `tokens`
   readonly slot: Tensor; // [1] int64, where the cache puts `tokens`
@@ -115,6 +119,7 @@ class RoundState implements Disposable {
   private readonly ids: Tensor; // [N, B] int64
   private readonly sampledLogprobs: Tensor; // [N, B]
   private readonly logprobs: Tensor; // [N, B]
+  private readonly entropies: Tensor; // [N, B]
 
   constructor({
     model,
@@ -145,10 +150,8 @@ class RoundState implements Disposable {
     this.ids = int([N, B]);
     this.sampledLogprobs = float([N, B]);
     this.logprobs = float([N, B]);
-    this.plan =
-      cache instanceof KvPool
-        ? new FusedDecodePlan(cache)
-        : new DecodePlan(cache, { step: this.slot, dtype: model.dtype, staticShapes: device !== "cpu" });
+    this.entropies = float([N, B]);
+    this.plan = new DecodePlan(cache, { step: this.slot, dtype: model.dtype, staticShapes: device !== "cpu" });
   }
 
   /** Draws a token per row from logits [B, V] and notes it in the next row of the outputs. */
@@ -159,6 +162,7 @@ class RoundState implements Disposable {
       indexCopy_(this.ids, 0, this.drawn, unsqueeze(draw.ids, 0));
       indexCopy_(this.sampledLogprobs, 0, this.drawn, unsqueeze(draw.sampledLogprobs, 0));
       indexCopy_(this.logprobs, 0, this.drawn, unsqueeze(draw.logprobs, 0));
+      indexCopy_(this.entropies, 0, this.drawn, unsqueeze(draw.entropies, 0));
       copy_(this.done, logicalOr(this.done, indexSelect(this.isEos, 0, draw.ids)));
       add_(this.drawn, 1);
     });
@@ -174,14 +178,15 @@ class RoundState implements Disposable {
       ids: this.ids.toArray() as BigInt64Array,
       sampledLogprobs: this.sampledLogprobs.toArray() as Float32Array,
       logprobs: this.logprobs.toArray() as Float32Array,
+      entropies: this.entropies.toArray() as Float32Array,
       steps,
     };
   }
 
   [Symbol.dispose](): void {
     this.plan[Symbol.dispose]();
-    const { tokens, positions, slot, drawn, uniforms, isEos, done, ids, sampledLogprobs, logprobs } = this;
-    for (const tensor of [tokens, positions, slot, drawn, uniforms, isEos, done, ids, sampledLogprobs, logprobs])
-      tensor.free();
+    const { tokens, positions, slot, drawn, uniforms, isEos, done, ids, sampledLogprobs, logprobs, entropies } = this;
+    const outputs = [ids, sampledLogprobs, logprobs, entropies];
+    for (const tensor of [tokens, positions, slot, drawn, uniforms, isEos, done, ...outputs]) tensor.free();
   }
 }

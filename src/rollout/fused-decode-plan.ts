@@ -1,27 +1,21 @@
 /**
- * Attention of one new token per completion by one operator, grove::decode_attention: rotation, cache write, the group's queries against their
- * shared prompt, each completion's against its own tokens. On CUDA it is a kernel whose results equal training's bit for bit; what it computes
- * is told in native/decode_attention.cc. Letters as in kv-cache.ts; B = Q * G completions.
+ * Attention of one new token per row by one operator, grove::decode_attention: rotation, cache write, the queries of a group against their shared
+ * prompt, each completion's against its own tokens. On CUDA it is a kernel whose results equal training's bit for bit; what it computes is told in
+ * native/decode_attention.cc. Letters as in decode-buffers.ts.
  */
 
-import { invariant } from "../errors.ts";
 import type { FusedAttentionPlan } from "../model/attention.ts";
+import { promptChunkKeys } from "../model/prompt-chunks.ts";
 import type { RopeTable } from "../model/rope.ts";
 import { op } from "../torch/dispatch.ts";
-import { add_, copy_, empty, full, slice, zeros } from "../torch/ops.ts";
+import { copy_, reshape, slice, zeros } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
-import { type Device, type DType, fromArray, type Tensor } from "../torch/tensor.ts";
-import type { KvStore } from "./kv-cache.ts";
-import type { KvShape } from "./kv-shape.ts";
+import { fromArray, type Tensor } from "../torch/tensor.ts";
+import type { DecodeBuffers } from "./decode-buffers.ts";
 import type { SamplerModel } from "./sampler-model.ts";
 
 const decodeAttention = op("grove::decode_attention");
 const decodeAttentionFits = op("grove::decode_attention_fits");
-
-/** Prompts above this length are cut into chunks that run side by side, where there are too few questions to fill the device. */
-const ONE_CHUNK = 1024;
-/** Blocks that a GPU of this class (A100, H100, H200) runs side by side. */
-const BLOCKS = 132;
 
 /** Whether the kernel takes this model: bfloat16 on an A100, H100 or the like, head sizes 64 and 128, at most 16 query heads to a key/value head. */
 export function fusedDecodeFits({ config: { text }, device, dtype, headDim }: SamplerModel): boolean {
@@ -29,102 +23,112 @@ export function fusedDecodeFits({ config: { text }, device, dtype, headDim }: Sa
   return scope(() => decodeAttentionFits(headDim).item() !== 0);
 }
 
-/** Keys and values of a wave, token by token: the prompts one behind the other without gaps, then N slots for each completion. */
-export class KvPool implements KvStore {
-  readonly shape: KvShape;
-  readonly bytes: number;
-  readonly promptLengths: readonly number[];
-  /** First row of each prompt in promptK and promptV. */
-  readonly promptStarts: readonly number[];
-  readonly promptK: Tensor[] = []; // per layer [T, HK, D], T tokens of all prompts
-  readonly promptV: Tensor[] = [];
-  readonly ownK: Tensor[] = []; // per layer [B, N, HK, D]
-  readonly ownV: Tensor[] = [];
+/** A row of the next step: what is in `slot`, completion `column` of the prompt in `seat`, which lies in the arena from `start` on. */
+export interface AttentionRow {
+  slot: number;
+  seat: number;
+  column: number;
+  start: number;
+  length: number;
+}
 
-  /** @param promptLengths of the Q questions */
-  constructor(shape: KvShape, promptLengths: readonly number[], options: { device: Device; dtype: DType }) {
-    const { layers, questions: Q, group: G, kvHeads: HK, headDim: D, ownSlots: N } = shape;
-    invariant(promptLengths.length === Q, "one prompt length per question");
-    this.shape = shape;
-    this.promptLengths = promptLengths;
-    let tokens = 0;
-    this.promptStarts = promptLengths.map((length) => {
-      tokens += length;
-      return tokens - length;
-    });
-    for (let layer = 0; layer < layers; layer++) {
-      for (const buffers of [this.promptK, this.promptV]) buffers.push(keep(empty([tokens, HK, D], options)));
-      for (const buffers of [this.ownK, this.ownV]) buffers.push(keep(empty([Q * G, N, HK, D], options)));
-    }
-    this.bytes = 2 * layers * (tokens + Q * G * N) * HK * D * (options.dtype === "float32" ? 4 : 2);
+/**
+ * Who has which row of a step and shares which prompt, on the device: a group for each prompt with a column for each completion, or, `perRow`, a group
+ * of one for each row, which reads the prompt once per completion and is there to be compared with.
+ */
+export class AttentionTables implements Disposable {
+  readonly groups: number; // A
+  /** The slot of each row, [R] int32; a row without a completion has slot S, which is always done. */
+  readonly slotOfRow: Tensor;
+  private readonly perRow: boolean;
+  private readonly columns: number; // C
+  private readonly rows: number; // R
+  private readonly noSlot: number; // S
+  /** [A (C + 3) + R] int32: rows [A, C] (-1: nobody), then start, length and chunk size of each group's prompt, [A] each, then slotOfRow. */
+  private readonly table: Tensor;
+  private used = 0;
+
+  constructor(buffers: DecodeBuffers, options: { perRow: boolean }) {
+    const { rows, slots, seats, group } = buffers.shape;
+    const { device } = buffers.done;
+    this.perRow = options.perRow;
+    this.rows = rows;
+    this.noSlot = slots;
+    this.groups = options.perRow ? rows : Math.min(seats, rows);
+    this.columns = options.perRow ? 1 : group;
+    const before = this.groups * (this.columns + 3);
+    this.table = keep(zeros([before + rows], { dtype: "int32", device }));
+    this.slotOfRow = keep(slice(this.table, 0, before, before + rows));
+    this.write([]);
   }
 
-  writePrompt(layer: number, question: number, k: Tensor, v: Tensor): void {
-    const start = this.promptStarts[question] as number;
-    copy_(slice(this.promptK[layer] as Tensor, 0, start, start + k.size(0)), k);
-    copy_(slice(this.promptV[layer] as Tensor, 0, start, start + v.size(0)), v);
+  /** Groups that somebody is in: the first ones. */
+  get groupsInUse(): number {
+    return this.used;
+  }
+
+  /** Replaces the tables: completion i gets row i. Steps on their way read the old ones. */
+  write(completions: readonly AttentionRow[]): void {
+    const { groups: A, columns: C } = this;
+    const R = this.rows;
+    const table = new Int32Array(A * (C + 3) + R);
+    table
+      .fill(-1, 0, A * C)
+      .fill(1, A * (C + 2), A * (C + 3))
+      .fill(this.noSlot, A * (C + 3));
+    const groupOf = new Map<number, number>(); // seat ->
+    for (const [row, { slot, seat, column, start, length }] of completions.entries()) {
+      if (!groupOf.has(seat)) groupOf.set(seat, groupOf.size);
+      const [group, at] = this.perRow ? [row, 0] : [groupOf.get(seat) as number, column];
+      table[group * C + at] = row;
+      table[A * (C + 3) + row] = slot;
+      table[A * C + group] = start;
+      table[A * (C + 1) + group] = length;
+      table[A * (C + 2) + group] = promptChunkKeys(length);
+    }
+    this.used = this.perRow ? completions.length : groupOf.size;
+    const { device } = this.table;
+    scope(() => void copy_(this.table, fromArray(table, [table.length], { device, pinned: true })));
+  }
+
+  /** Views of the first `groups` groups; they belong to the caller's scope. */
+  first(groups: number): { rows: Tensor; start: Tensor; length: Tensor; chunkKeys: Tensor } {
+    const { groups: A, columns: C } = this;
+    const part = (at: number, size: number) => slice(this.table, 0, at, at + size);
+    return {
+      rows: reshape(part(0, groups * C), [groups, C]),
+      start: part(A * C, groups),
+      length: part(A * (C + 1), groups),
+      chunkKeys: part(A * (C + 2), groups),
+    };
   }
 
   [Symbol.dispose](): void {
-    for (const tensor of [...this.promptK, ...this.promptV, ...this.ownK, ...this.ownV]) tensor.free();
+    this.table.free();
+    this.slotOfRow.free();
   }
 }
 
-/** Bound to one round: it counts the tokens that each completion has. */
-export class FusedDecodePlan implements FusedAttentionPlan, Disposable {
-  private readonly pool: KvPool;
-  private readonly rows: Tensor; // [Q, G] int32
-  private readonly promptStart: Tensor; // [Q] int32
-  private readonly promptLength: Tensor; // [Q] int32
-  private readonly ownLength: Tensor; // [B] int32, without the token in progress
-  private readonly arrived: Tensor; // [2 * Q * HK] int32, the kernel's own
-  /** How prompts are cut: see native/decode_attention.cc. */
-  readonly chunking: { chunks: number; chunkKeys: number };
+/** The attention of one step over the first `groups` groups, prompts of at most `chunks` chunks; made and used within one scope. */
+export class FusedDecodePlan implements FusedAttentionPlan {
+  private readonly buffers: DecodeBuffers;
+  private readonly slots: Tensor;
+  private readonly tables: ReturnType<AttentionTables["first"]>;
+  private readonly chunks: number;
 
-  constructor(pool: KvPool) {
-    const { questions: Q, group: G, kvHeads: HK } = pool.shape;
-    const device = (pool.ownK[0] as Tensor).device;
-    const int = (values: Iterable<number>, size: number[]) =>
-      keep(fromArray(Int32Array.from(values), size, { dtype: "int32", device }));
-    this.pool = pool;
-    this.rows = int(Array(Q * G).keys(), [Q, G]);
-    this.promptStart = int(pool.promptStarts, [Q]);
-    this.promptLength = int(pool.promptLengths, [Q]);
-    this.ownLength = keep(full([Q * G], -1, { dtype: "int32", device }));
-    this.arrived = keep(zeros([2 * Q * HK], { dtype: "int32", device }));
-    const longest = Math.max(...pool.promptLengths);
-    const free = Math.max(1, Math.floor(BLOCKS / (Q * HK)));
-    const chunks = Math.min(Math.ceil(longest / ONE_CHUNK), free);
-    this.chunking = { chunks, chunkKeys: Math.ceil(longest / chunks / 128) * 128 }; // whole blocks of the kernel
-  }
-
-  /** Opens the slot of the next token; called once before the layers of a step. */
-  beginStep(): void {
-    scope(() => void add_(this.ownLength, 1));
+  constructor(buffers: DecodeBuffers, tables: AttentionTables, extent: { groups: number; chunks: number }) {
+    this.buffers = buffers;
+    this.slots = tables.slotOfRow;
+    this.tables = tables.first(extent.groups);
+    this.chunks = extent.chunks;
   }
 
   attendProjections(layer: number, qkv: Tensor, { cos, sin }: RopeTable): Tensor {
-    const { promptK, promptV, ownK, ownV, shape } = this.pool;
+    const { ownK, ownV, promptK, promptV, ownLengths } = this.buffers;
+    const { rows, start, length, chunkKeys } = this.tables;
     return decodeAttention(
-      qkv,
-      cos,
-      sin,
-      ownK[layer] as Tensor,
-      ownV[layer] as Tensor,
-      promptK[layer] as Tensor,
-      promptV[layer] as Tensor,
-      this.rows,
-      this.promptStart,
-      this.promptLength,
-      this.ownLength,
-      this.arrived,
-      this.chunking.chunks,
-      this.chunking.chunkKeys,
-      shape.headDim ** -0.5,
+      ...[qkv, cos, sin, ownK[layer], ownV[layer], promptK[layer], promptV[layer]],
+      ...[rows, start, length, chunkKeys, ownLengths, this.chunks, qkv.size(2) ** -0.5, this.slots],
     );
-  }
-
-  [Symbol.dispose](): void {
-    for (const tensor of [this.rows, this.promptStart, this.promptLength, this.ownLength, this.arrived]) tensor.free();
   }
 }

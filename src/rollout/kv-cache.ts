@@ -10,16 +10,8 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Device, DType, Tensor } from "../torch/tensor.ts";
 import { type KvShape, kvBytes, kvDType } from "./kv-shape.ts";
 
-/** What prefill fills and a decode plan reads. */
-export interface KvStore extends Disposable {
-  readonly shape: KvShape;
-  readonly bytes: number;
-  /** Stores a prompt's keys and values, [length, HK, D] each, of one layer. */
-  writePrompt(layer: number, question: number, k: Tensor, v: Tensor): void;
-}
-
 /** Own keys and values are ordered [question, head, completion], so that one batched product serves a whole group. */
-export class KvCache implements KvStore {
+export class KvCache implements Disposable {
   readonly shape: KvShape;
   readonly bytes: number;
   readonly dtype: DType;
@@ -54,6 +46,7 @@ export class KvCache implements KvStore {
     });
   }
 
+  /** Stores a prompt's keys and values, [length, HK, D] each, of one layer. */
   writePrompt(layer: number, question: number, k: Tensor, v: Tensor): void {
     const length = k.size(0);
     for (const [buffer, rows] of [

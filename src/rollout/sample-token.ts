@@ -1,6 +1,8 @@
 /**
  * From logits to tokens: cuts off what may not be sampled, draws by inverting the cumulative distribution at a given uniform number,
- * and reports two log-probabilities. Letters: B rows, V entries of the vocabulary.
+ * and reports two log-probabilities. Two ways to the same tokens: `draw`, plain operators for given uniforms, and `advance`, one operator of
+ * our own (native/sample_tokens.cc) that makes its uniforms itself and keeps everything on the device.
+ * Letters: B rows, V entries of the vocabulary, S slots, N tokens a slot has room for.
  */
 
 import { ConfigError } from "../errors.ts";
@@ -12,6 +14,7 @@ import {
   clamp,
   cumsum,
   div,
+  exp,
   expand,
   gather,
   gt,
@@ -36,6 +39,9 @@ import { keep, scope } from "../torch/scope.ts";
 import { type Device, fromArray, type Tensor } from "../torch/tensor.ts";
 
 const pad = op("aten::constant_pad_nd");
+const entr = op("aten::special_entr"); // -p log p, 0 at 0
+const logsumexp = op("aten::logsumexp");
+const sampleTokens = op("grove::sample_tokens");
 
 export interface SamplingOptions {
   /** Divides the logits; above 0. */
@@ -55,18 +61,47 @@ export interface Draw {
   sampledLogprobs: Tensor;
   /** log p under the softmax of the plain logits over the whole vocabulary, nats. [B] float32 */
   logprobs: Tensor;
+  /** Of the softmax of the plain logits, nats. [B] float32 */
+  entropies: Tensor;
+}
+
+/**
+ * Completions in progress, one per slot, on the device. `advance` draws for position p = ownLength + 1 of a slot and then sets ownLength = p: a slot
+ * that has drawn nothing has ownLength -1, and ropePositions of the token before its first. Everything but key and limit is written.
+ */
+export interface SlotState {
+  key: Tensor; // [S, 2] int32, sampleKey() of the completion
+  limit: Tensor; // [S] int32, most tokens of the completion, at most N
+  tokens: Tensor; // [S] int64, the newest token: input of the next decode step
+  ropePositions: Tensor; // [3, S] int64, of the newest token
+  ownLength: Tensor; // [S] int32, drawn tokens before the newest
+  done: Tensor; // [S] int32, 0 while the slot runs; others are left alone
+  ids: Tensor; // [S, N] int32, by position, like the three below
+  logprobs: Tensor; // [S, N] float32, as in Draw
+  sampledLogprobs: Tensor; // [S, N] float32, as in Draw
+  entropies: Tensor; // [S, N] float32, as in Draw
 }
 
 export class TokenSampler implements Disposable {
   private readonly options: SamplingOptions;
   /** Added to the logits: 0, or -infinity for ids that are never sampled. [V] float32. */
   private readonly penalty: Tensor;
+  /** The same ids as a bit set, and those that end a completion. [ceil(V / 32)] int32. */
+  private readonly forbidden: Tensor;
+  private readonly stops: Tensor;
 
   /**
    * @param forbidden ids that are never sampled; must leave at least one
+   * @param stops ids that end a completion
    * Throws ConfigError for options out of range.
    */
-  constructor(vocabSize: number, forbidden: Iterable<number>, options: SamplingOptions, device: Device) {
+  constructor(
+    vocabSize: number,
+    forbidden: Iterable<number>,
+    options: SamplingOptions,
+    device: Device,
+    stops: Iterable<number> = [],
+  ) {
     const { temperature, topK, topP } = options;
     if (!(temperature > 0 && Number.isFinite(temperature))) {
       throw new ConfigError(`temperature must be above 0, got ${temperature}; use greedy for the likeliest token`);
@@ -74,10 +109,13 @@ export class TokenSampler implements Disposable {
     if (!(Number.isInteger(topK) && topK >= 0)) throw new ConfigError(`topK must be an integer from 0 on, got ${topK}`);
     if (!(topP >= 0 && topP <= 1)) throw new ConfigError(`topP must lie between 0 and 1, got ${topP}`);
     const penalty = new Float32Array(vocabSize);
-    for (const id of forbidden) if (id >= 0 && id < vocabSize) penalty[id] = Number.NEGATIVE_INFINITY;
+    const inside = [...forbidden].filter((id) => id >= 0 && id < vocabSize);
+    for (const id of inside) penalty[id] = Number.NEGATIVE_INFINITY;
     if (!penalty.includes(0)) throw new ConfigError("no token may be sampled: every id of the vocabulary is forbidden");
     this.options = options;
     this.penalty = keep(fromArray(penalty, [vocabSize], { device }));
+    this.forbidden = keep(bitSet(inside, vocabSize, device));
+    this.stops = keep(bitSet(stops, vocabSize, device));
   }
 
   /** logits [B, V] of any floating type; uniforms [B] float32 in [0, 1). Enqueues work only, never waits for the device. */
@@ -90,12 +128,28 @@ export class TokenSampler implements Disposable {
         ids: reshape(ids, [-1]),
         sampledLogprobs: reshape(log(probability), [-1]),
         logprobs: reshape(gather(policy, 1, ids), [-1]),
+        entropies: sum(entr(exp(policy)), 1),
       };
     });
   }
 
+  /**
+   * For every i draws a token from row source[i] of the logits for slot slot[i] (-1: none), writes down what is known about it and advances the slot.
+   * logits [R, V] of any floating type, source and slot [n] int32; no slot twice. Enqueues work only, never waits for the device.
+   */
+  advance(logits: Tensor, source: Tensor, slot: Tensor, state: SlotState): void {
+    const { temperature, topK, topP, greedy = false } = this.options;
+    scope(() => {
+      const taken = logits.dtype === "float32" || logits.dtype === "bfloat16" ? logits : cast(logits, "float32");
+      const { key, limit, tokens, ropePositions, ownLength, done, ids, logprobs, sampledLogprobs, entropies } = state;
+      const written = [tokens, ropePositions, ownLength, done, ids, logprobs, sampledLogprobs, entropies];
+      const fixed = [taken, source, slot, this.forbidden, this.stops, key, limit];
+      sampleTokens(...fixed, ...written, temperature, topK, topP, greedy);
+    });
+  }
+
   [Symbol.dispose](): void {
-    this.penalty.free();
+    for (const tensor of [this.penalty, this.forbidden, this.stops]) tensor.free();
   }
 
   private sample(allowed: Tensor, uniforms: Tensor): { ids: Tensor; probability: Tensor } {
@@ -103,6 +157,13 @@ export class TokenSampler implements Disposable {
     const tempered = temperature === 1 ? allowed : div(allowed, temperature);
     return invertCdf(softmax(filterLogits(tempered, topK, topP), -1), uniforms);
   }
+}
+
+/** Bit id % 32 of word id / 32 is set for the ids given. [ceil(size / 32)] int32. */
+function bitSet(ids: Iterable<number>, size: number, device: Device): Tensor {
+  const words = new Int32Array(Math.ceil(size / 32));
+  for (const id of ids) words[id >> 5]! |= 1 << (id & 31);
+  return fromArray(words, [words.length], { dtype: "int32", device });
 }
 
 /**
@@ -118,8 +179,8 @@ export function filterLogits(logits: Tensor, topK: number, topP: number): Tensor
     const [ranked] = cutsK ? topk(logits, topK) : sort(logits, -1, true);
     const kept = cutsK ? maskBelow(logits, slice(ranked, 1, topK - 1, topK)) : logits;
     if (topP >= 1) return kept;
-    // A token stays if the tokens before it hold less than topP; the first always stays.
-    const probabilities = softmax(ranked, -1);
+    // A token stays if the tokens before it hold less than topP; the first always stays. What ties with the k-th counts in the total.
+    const probabilities = exp(sub(ranked, logsumexp(kept, [1], true)));
     const before = sub(cumsum(probabilities, 1), probabilities);
     const count = sum(cast(lt(before, topP), "int64"), 1, true);
     const last = clamp(sub(count, 1), 0, null);

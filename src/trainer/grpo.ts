@@ -86,6 +86,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     ...uniformMetrics,
     ...update,
     ...rolloutMetrics(groups, watch.seconds("rollout")),
+    "rollout/occupancy": run.sampler.stats.occupancy, // share of the decode steps' rows that gave a token
     "data/questions": groups.length,
     "data/bad_samples": run.badSamples,
     ...watch.metrics(),

@@ -34,16 +34,18 @@ export class StopWatch {
   }
 }
 
-/** What the completions of a step look like: lengths in tokens, the share that ran into the limit on new tokens, tokens per second. */
+/** What the completions of a step look like: lengths in tokens, the share that ran into the limit on new tokens, entropy per token in nats, tokens per second. */
 export function rolloutMetrics(groups: readonly RolloutGroup[], seconds: number): Metrics {
   const completions = groups.flatMap((group) => group.completions);
   const lengths = completions.map((completion) => completion.ids.length);
   const tokens = lengths.reduce((sum, length) => sum + length, 0);
+  const entropy = completions.reduce((sum, { entropies }) => sum + entropies.reduce((a, b) => a + b, 0), 0);
   const promptTokens = groups.reduce((sum, group) => sum + group.prompt.inputIds.length, 0);
   return {
     "rollout/length_mean": tokens / completions.length,
     "rollout/length_max": Math.max(...lengths),
     "rollout/truncated_frac": completions.filter(({ finish }) => finish === "length").length / completions.length,
+    "rollout/entropy": entropy / tokens,
     "rollout/tokens_per_s": tokens / seconds,
     "data/prompt_tokens_mean": promptTokens / groups.length,
   };

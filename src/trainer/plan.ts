@@ -2,14 +2,16 @@
  * What a run will need, as plain arithmetic over a config and the shape of a model: no tensor, no libtorch, no file. `--dry-run` prints it.
  *
  * Exact: weights, reference, gradients and optimizer, which are allocated as they are computed here. Estimated: the key/value cache, for prompts
- * of one length (the fused kernel's lies without gaps, the plain one is padded to the longest prompt), activations and workspace, from what the
- * passes of src/model keep and make; CUDA's own memory and fragmentation come on top.
+ * of one length, activations and workspace, from what the passes of src/model keep and make; CUDA's own memory and fragmentation come on top, and
+ * in an update a key/value cache that is small enough to be kept (rollout/slot-engine.ts).
  */
 
 import type { Config } from "../config/schema.ts";
 import { headDim, patchWidth, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import { parameterSpecs } from "../model/qwen2vl/parameters.ts";
 import { kvDType, waveBytes } from "../rollout/kv-shape.ts";
+import { PREFILL_TOKENS } from "../rollout/prefill-packs.ts";
+import { planSlots, slotBytes } from "../rollout/slot-shape.ts";
 import type { Device, DType } from "../torch/tensor.ts";
 import { flatLayout } from "./flat-layout.ts";
 
@@ -39,8 +41,6 @@ export interface PackSize {
 // As in src/model/lm-head.ts: logits of one chunk, and up to how many log-softmax values are kept for the backward.
 export const CHUNK_ELEMENTS = 2 ** 28;
 export const KEEP_ELEMENTS = 2 ** 26;
-/** As in src/rollout/sampler.ts: tokens of one prefill pass. */
-export const PREFILL_TOKENS = 8192;
 
 /** Number of weights; a tied head is the embedding and counts once. Qwen2-VL-7B: 8,291,375,616. */
 export function parameterCount(shape: Qwen2VLConfig): number {
@@ -151,24 +151,31 @@ export function updateWorkspace(
   return Math.max(head, layer, V * X * bytes);
 }
 
-/** Keys, values and vocabulary rows of the largest wave, as the sampler allocates them. */
+/** Keys, values and what drawing takes, as the sampler allocates them: by slots on the CPU and where the kernels are for, by waves elsewhere. */
 function rolloutBytes(stage: Stage, config: Config, shape: Qwen2VLConfig, size: QuestionSize): number {
   const device = config.device as Device;
-  const dtype = kvDType(device, config.dtype);
-  const align = (slots: number) => (device === "cpu" ? slots : Math.ceil(slots / 8) * 8);
-  const group = stage === "grpo" ? Math.min(config.rollout.groupSize, config.rollout.maxConcurrent) : 1;
-  const asked = stage === "grpo" ? config.trainer.questionsPerStep : config.eval.batchSize;
-  const { numLayers, numKvHeads, vocabSize } = shape.text;
+  const { maxConcurrent, groupSize, deterministic } = config.rollout;
+  const group = stage === "grpo" ? groupSize : 1;
+  const questions = stage === "grpo" ? config.trainer.questionsPerStep : config.eval.batchSize;
+  const { numLayers: layers, numKvHeads: kvHeads, vocabSize } = shape.text;
+  const sizes = { layers, kvHeads, headDim: headDim(shape), vocabSize, device, dtype: config.dtype };
+  if (device === "cpu" || config.dtype === "bfloat16" || deterministic) {
+    // The prompts that fill the rows of a step; what more of them take is what is left.
+    const prompts = Math.min(questions, Math.ceil(maxConcurrent / group));
+    const promptLengths = Array<number>(prompts).fill(size.prompt);
+    const request = { promptLengths, groupSize: group, maxNewTokens: size.completion, maxConcurrent };
+    return slotBytes(planSlots({ ...request, fixedRows: deterministic }, sizes, Number.POSITIVE_INFINITY), sizes);
+  }
+  const align = (slots: number) => Math.ceil(slots / 8) * 8;
+  const round = Math.min(group, maxConcurrent);
   const wave = {
-    layers: numLayers,
-    questions: Math.min(asked, Math.max(1, Math.floor(config.rollout.maxConcurrent / group))),
-    group,
-    kvHeads: numKvHeads,
-    headDim: headDim(shape),
+    ...sizes,
+    questions: Math.min(questions, Math.max(1, Math.floor(maxConcurrent / round))),
+    group: round,
     promptSlots: align(size.prompt),
     ownSlots: align(size.completion),
   };
-  return waveBytes(wave, dtype, vocabSize);
+  return waveBytes(wave, kvDType(device, config.dtype), vocabSize);
 }
 
 /** Values per token that one layer holds at its fullest without a graph: gate and up and their product beside the residual and its norm. */

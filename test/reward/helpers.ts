@@ -16,7 +16,7 @@ export function groupOf(
   const completions = texts.map((text): Completion => {
     const ids = Int32Array.from(text, (character) => character.codePointAt(0) as number);
     const logprobs = new Float32Array(ids.length);
-    return { ids, text, sampledLogprobs: logprobs, logprobs, finish: "stop" };
+    return { ids, text, sampledLogprobs: logprobs, logprobs, entropies: logprobs, finish: "stop" };
   });
   const prompt = {
     sample,

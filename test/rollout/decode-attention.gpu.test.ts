@@ -1,15 +1,16 @@
 /**
  * grove::decode_attention on CUDA against the composition of ATen operators in float64, and against training's attention of the same tokens,
- * which it must equal bit for bit while a prompt is one chunk.
+ * which it must equal bit for bit.
  */
 
 import { expect } from "vitest";
 import { PackedPlan } from "../../src/model/attention.ts";
+import { MAX_PROMPT_CHUNKS, promptChunkKeys, promptChunks } from "../../src/model/prompt-chunks.ts";
 import { Rope, rotate } from "../../src/model/rope.ts";
 import { randomInt } from "../../src/random.ts";
 import { versions } from "../../src/torch/cuda.ts";
 import { op } from "../../src/torch/dispatch.ts";
-import { cast, cat, clone, full, indexSelect, randn, select, slice, zeros } from "../../src/torch/ops.ts";
+import { cast, cat, clone, fill_, full, indexSelect, randn, select, slice, zeros } from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
@@ -35,6 +36,15 @@ const cases: Record<string, Case> = {
   "head size 64, as many key/value heads": { prompts: [150, 300], group: 3, heads: [8, 8, 64], ownSlots: 100 },
   "head size 64, four to one": { prompts: [1000, 127, 128], group: 5, heads: [16, 4, 64], ownSlots: 300 },
   "eight query heads to one": { prompts: [257], group: 9, heads: [8, 1, 128], ownSlots: 40 },
+  "as many key/value heads": { prompts: [300, 256, 255], group: 40, heads: [3, 3, 128], ownSlots: 70 },
+  "head size 64, sixteen to one": { prompts: [700, 300], group: 5, heads: [32, 2, 64], ownSlots: 140 },
+  "sixteen query heads to one": { prompts: [511, 513], group: 11, heads: [32, 2, 128], ownSlots: 129 },
+  "chunks of more than 256 keys, groups of unlike lengths": {
+    prompts: [5000, 3, 4097, 600],
+    group: 2,
+    heads: [12, 2, 128],
+    ownSlots: 30,
+  },
 };
 
 /** Random tensors of a case in bfloat16, and the lengths of the completions' own tokens before the newest. */
@@ -50,6 +60,7 @@ function inputs({ prompts, group, heads: [H, K, D], ownSlots }: Case) {
   const total = prompts.reduce((a, b) => a + b, 0);
   return {
     own,
+    prompts,
     table: rope.table(
       Int32Array.from(own, (n) => 1000 + n),
       "bfloat16",
@@ -62,8 +73,9 @@ function inputs({ prompts, group, heads: [H, K, D], ownSlots }: Case) {
     rows: int([...Array(B).keys()], [prompts.length, group]),
     starts: int(starts),
     lengths: int(prompts),
+    chunkKeys: int(prompts.map(promptChunkKeys)),
     ownLength: int(own),
-    arrived: zeros([2 * prompts.length * K], { dtype: "int32", device: "cuda" }),
+    slots: null as Tensor | null,
   };
 }
 type Inputs = ReturnType<typeof inputs>;
@@ -71,12 +83,23 @@ type Inputs = ReturnType<typeof inputs>;
 function run(
   name: "decode_attention" | "decode_attention_composed",
   x: Inputs,
-  chunks: number,
-  chunkKeys: number,
+  chunks = Math.max(1, ...x.prompts.map(promptChunks)),
 ): Tensor {
   return op(`grove::${name}`)(
-    ...[x.qkv, x.table.cos, x.table.sin, x.ownK, x.ownV, x.promptK, x.promptV, x.rows, x.starts, x.lengths],
-    ...[x.ownLength, x.arrived, chunks, chunkKeys, x.qkv.size(2) ** -0.5],
+    ...[
+      x.qkv,
+      x.table.cos,
+      x.table.sin,
+      x.ownK,
+      x.ownV,
+      x.promptK,
+      x.promptV,
+      x.rows,
+      x.starts,
+      x.lengths,
+      x.chunkKeys,
+    ],
+    ...[x.ownLength, chunks, x.qkv.size(2) ** -0.5, x.slots],
   );
 }
 
@@ -104,18 +127,25 @@ const relative = (a: Tensor, b: Tensor) => {
   return Math.sqrt(sum((i) => ((x[i] as number) - (y[i] as number)) ** 2) / sum((i) => (y[i] as number) ** 2));
 };
 
-gpuTest.each(Object.entries(cases))("%s: the kernel against float64, whatever the chunks", (_name, shape) => {
+gpuTest.each(Object.entries(cases))("%s: the kernel against float64", (_name, shape) => {
   scope(() => {
     const x = inputs(shape);
-    const exact = run("decode_attention_composed", wide(x), 1, 1 << 30);
-    const longest = Math.max(...shape.prompts);
-    for (const chunks of [1, 3, 16]) {
-      const chunkKeys = Math.ceil(longest / chunks / 64) * 64;
-      const first = run("decode_attention", x, chunks, chunkKeys);
-      expect(relative(first, exact), `${chunks} chunks`).toBeLessThan(5e-3);
-      // the counters are back at zero, and the newest token is written where it belongs: a second call gives the same bits
-      expect(run("decode_attention", x, chunks, chunkKeys).toNumbers()).toEqual(first.toNumbers());
-      expect(x.arrived.toNumbers().every((n) => n === 0)).toBe(true);
+    const exact = run("decode_attention_composed", wide(x));
+    const first = run("decode_attention", x);
+    expect(relative(first, exact)).toBeLessThan(5e-3);
+    // the newest token is written where it belongs, and room for more chunks than there are changes nothing: the same bits again
+    expect(run("decode_attention", x, MAX_PROMPT_CHUNKS).toNumbers()).toEqual(first.toNumbers());
+  });
+});
+
+gpuTest("where a prompt is cut is the caller's choice", () => {
+  scope(() => {
+    const x = inputs({ prompts: [900, 100], group: 8, heads: [28, 4, 128], ownSlots: 20 });
+    const exact = run("decode_attention_composed", wide(x));
+    for (const keys of [128, 384, 1024]) {
+      const chunkKeys = full([2], keys, { dtype: "int32", device: "cuda" });
+      const got = run("decode_attention", { ...x, chunkKeys }, Math.ceil(900 / keys));
+      expect(relative(got, exact), `${keys} keys`).toBeLessThan(5e-3);
     }
   });
 });
@@ -125,7 +155,7 @@ gpuTest.each(Object.entries(cases))("%s: the same bits as training's attention",
   const [H, K, D] = shape.heads;
   scope(() => {
     const x = inputs(shape);
-    const got = run("decode_attention", x, 1, 1 << 30);
+    const got = run("decode_attention", x);
     const turned = rotate(slice(x.qkv, 1, 0, H + K), x.table);
     using generator = new Generator(8, "cuda");
     const draw = (n: number, heads: number) => cast(randn([n, heads, D], { device: "cuda", generator }), "bfloat16");
@@ -153,12 +183,38 @@ gpuTest.each(Object.entries(cases))("%s: the same bits as training's attention",
   });
 });
 
-gpuTest("rows of no group are left alone, and groups may have holes", () => {
+gpuTest("groups may have holes or be empty, prompts too, and the batch does not matter", () => {
   scope(() => {
-    const x = inputs({ prompts: [100, 50], group: 4, heads: [8, 2, 128], ownSlots: 32 });
-    const whole = run("decode_attention", x, 1, 1 << 30);
-    const rows = fromArray(Int32Array.of(0, -1, 2, -1, -1, -1, 6, 7), [2, 4], { dtype: "int32", device: "cuda" });
-    const some = run("decode_attention", { ...x, rows }, 1, 1 << 30);
-    for (const row of [0, 2, 6, 7]) expect(select(some, 0, row).toNumbers()).toEqual(select(whole, 0, row).toNumbers());
+    const x = inputs({ prompts: [300, 50, 0, 600], group: 4, heads: [8, 2, 128], ownSlots: 32 });
+    const whole = run("decode_attention", x);
+    const none = [-1, -1, -1, -1];
+    const table = Int32Array.of(3, -1, 0, -1, ...none, -1, -1, 9, 8, ...none);
+    const rows = fromArray(table, [4, 4], { dtype: "int32", device: "cuda" });
+    const some = run("decode_attention", { ...x, rows });
+    for (const row of [0, 3, 8, 9]) expect(select(some, 0, row).toNumbers()).toEqual(select(whole, 0, row).toNumbers());
+  });
+});
+
+gpuTest("a row's own tokens may lie in another slot", () => {
+  scope(() => {
+    const x = inputs({ prompts: [100, 300], group: 4, heads: [28, 4, 128], ownSlots: 150 });
+    const plain = run("decode_attention", x).toNumbers();
+    const slotOf = [5, 0, 7, 2, 1, 6, 3, 4];
+    const rowOf = slotOf.map((_, slot) => slotOf.indexOf(slot));
+    const index = (values: number[], dtype: "int32" | "int64") =>
+      fromArray(Int32Array.from(values), [values.length], { dtype, device: "cuda" });
+    const moved = (t: Tensor) => indexSelect(t, 0, index(rowOf, "int64"));
+    const elsewhere = { ...x, ownK: moved(x.ownK), ownV: moved(x.ownV), ownLength: moved(x.ownLength) };
+    expect(run("decode_attention", { ...elsewhere, slots: index(slotOf, "int32") }).toNumbers()).toEqual(plain);
+  });
+});
+
+gpuTest("what is no number in a prompt is none in what attends to it", () => {
+  scope(() => {
+    const x = inputs({ prompts: [300, 50], group: 2, heads: [8, 2, 128], ownSlots: 32 });
+    fill_(slice(x.promptK, 0, 10, 11), Number.NaN);
+    const got = run("decode_attention", x);
+    expect(slice(got, 0, 0, 2).toNumbers().every(Number.isNaN)).toBe(true);
+    expect(slice(got, 0, 2, 4).toNumbers().some(Number.isNaN)).toBe(false);
   });
 });

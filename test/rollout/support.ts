@@ -21,13 +21,36 @@ const CONFIG = new URL("../fixtures/qwen2vl/config.json", import.meta.url);
 export const TOKENS = { text: 90, image: 90, video: 91, visionStart: 92, visionEnd: 93, stops: [95, 94] };
 export const FORBIDDEN = [90, 91, 92, 93];
 
-/** Weights five times their usual size: tokens then depend clearly on what they attend to, and logits span several units. */
-export function tinyModel(options: { device?: Device; dtype?: DType; seed?: number; stops?: number[] } = {}): Qwen2VL {
-  const { device = "cpu", dtype = "float32", seed = 3, stops = TOKENS.stops } = options;
-  const config = parseConfig(JSON.parse(readFileSync(CONFIG, "utf8")), { eos_token_id: stops });
+/** What tinyModel({ wide: true }) has instead: heads of a size that the kernels take. */
+const WIDE = {
+  text_config: {
+    hidden_size: 256,
+    intermediate_size: 384,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    rope_parameters: { mrope_section: [8, 12, 12], rope_theta: 10000, rope_type: "default" },
+  },
+  vision_config: { hidden_size: 256 },
+};
+
+export interface TinyModelOptions {
+  device?: Device;
+  dtype?: DType;
+  seed?: number;
+  stops?: number[];
+  wide?: boolean;
+}
+
+/** Weights a few times their usual size: tokens then depend clearly on what they attend to, and logits span several units. */
+export function tinyModel(options: TinyModelOptions = {}): Qwen2VL {
+  const { device = "cpu", dtype = "float32", seed = 3, stops = TOKENS.stops, wide = false } = options;
+  const json = JSON.parse(readFileSync(CONFIG, "utf8"));
+  const parts = wide ? (Object.keys(WIDE) as (keyof typeof WIDE)[]) : [];
+  for (const part of parts) json[part] = { ...json[part], ...WIDE[part] };
+  const config = parseConfig(json, { eos_token_id: stops });
   // Drawn on the CPU, so that every device gets the same weights.
   const model = Qwen2VL.random(config, { device: "cpu", dtype: "float32", seed });
-  for (const { tensor } of model.parameters) if (tensor.ndim > 1) mul_(tensor, 5);
+  for (const { tensor } of model.parameters) if (tensor.ndim > 1) mul_(tensor, wide ? 2.5 : 5);
   if (device === "cpu" && dtype === "float32") return model;
   const moved = Qwen2VL.random(config, { device, dtype, seed });
   scope(() => {

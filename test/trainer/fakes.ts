@@ -19,6 +19,7 @@ export function fakeCompletion(length = 3, more: Partial<Completion> = {}): Comp
     text: "text",
     sampledLogprobs: new Float32Array(length).fill(-1),
     logprobs: new Float32Array(length).fill(-1),
+    entropies: new Float32Array(length).fill(1),
     finish: "stop",
     ...more,
   };

@@ -43,7 +43,7 @@ test("a run reports every step, writes completions, evaluates, and exports", asy
       (
         "reward/mean reward/std reward/e reward/zero_std_frac loss/policy loss/kl loss/entropy loss/total grad/norm " +
         "optimizer/learning_rate rollout/length_mean rollout/truncated_frac rollout/tokens_per_s rollout/logprob_gap_mean " +
-        "rollout/logprob_gap_max data/bad_samples time/data_s time/rollout_s time/reward_s time/reference_s time/update_s " +
+        "rollout/logprob_gap_max rollout/entropy rollout/occupancy data/bad_samples time/data_s time/rollout_s time/reward_s time/reference_s time/update_s " +
         "time/step_s memory/live_tensors memory/peak_gib"
       ).split(" "),
     ),

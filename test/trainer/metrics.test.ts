@@ -24,6 +24,7 @@ test("what completions look like", () => {
     "rollout/length_mean": 4,
     "rollout/length_max": 6,
     "rollout/truncated_frac": 0.25,
+    "rollout/entropy": 1,
     "rollout/tokens_per_s": 8,
     "data/prompt_tokens_mean": 4,
   });

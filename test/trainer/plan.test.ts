@@ -5,7 +5,8 @@ import { checkData } from "../../src/data/check-data.ts";
 import { spread } from "../../src/data/check-set.ts";
 import { Tokenizer } from "../../src/data/tokenizer.ts";
 import { parseConfig } from "../../src/model/qwen2vl/config.ts";
-import { KvCache } from "../../src/rollout/kv-cache.ts";
+import { DecodeBuffers, sizesOf } from "../../src/rollout/decode-buffers.ts";
+import { slotBytes } from "../../src/rollout/slot-shape.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
 import { openModel, readTrainingData } from "../../src/trainer/assemble.ts";
 import { AdamW } from "../../src/trainer/optimizer.ts";
@@ -16,7 +17,6 @@ import {
   largestPack,
   memoryParts,
   optimizerBytes,
-  PREFILL_TOKENS,
   parameterCount,
   peakBytes,
   type Stage,
@@ -67,8 +67,19 @@ test("7B: weights, reference, gradients and optimizer state to the byte", () => 
 });
 
 test("7B: the cache holds 8 prompts once, 64 completions, and rows of the vocabulary to draw from", () => {
-  const slots = 8 * 4 * (856 + 8 * 256); // 849 tokens take 856 slots, the next multiple of 8
-  expect(partsOf("grpo")["KV cache and drawing"]).toBe(2 * 28 * slots * 128 * 2 + 64 * 152_064 * 4 * 6);
+  const vocabulary = 152_064;
+  const tokens = 8 * (849 + 8 * 256);
+  const drawing = 8 * vocabulary * 2 + 64 * vocabulary * 6;
+  expect(partsOf("grpo")["KV cache and drawing"]).toBe(tokens * 57_344 + drawing);
+  // in float32, by waves: 849 tokens take 856 slots, the next multiple of 8
+  const padded = 8 * (856 + 8 * 256);
+  const wide = partsOf("grpo", config({ dtype: "float32" }))["KV cache and drawing"];
+  expect(wide).toBe(padded * 57_344 * 2 + 64 * vocabulary * 4 * 6);
+  const more = config({ trainer: { questionsPerStep: 800 }, rollout: { maxConcurrent: 64 } });
+  expect(partsOf("grpo", more)["KV cache and drawing"]).toBe(tokens * 57_344 + drawing);
+  // steps of 256 rows whatever is sampled
+  const fixed = partsOf("grpo", config({ rollout: { deterministic: true } }))["KV cache and drawing"];
+  expect(fixed).toBe(tokens * 57_344 + 8 * vocabulary * 2 + 256 * vocabulary * 6);
 });
 
 test("packs: as many groups as the budget holds, at least one, at most the batch", () => {
@@ -127,7 +138,6 @@ test("limits that are written twice agree with the code they describe", () => {
   const power = (name: string) => 2 ** Number(new RegExp(`${name} = 2 \\*\\* (\\d+)`).exec(head)?.[1]);
   expect(power("CHUNK_ELEMENTS")).toBe(CHUNK_ELEMENTS);
   expect(power("KEEP_ELEMENTS")).toBe(KEEP_ELEMENTS);
-  expect(source("rollout/sampler.ts")).toContain(`prefillTokens = ${PREFILL_TOKENS}`);
 });
 
 test.each([
@@ -173,13 +183,14 @@ test.each([
     using _state = new AdamW(trained, some.optimizer);
     expect(liveTensors().bytes - withModel).toBe(gradients + optimizer);
   }
-  const kv = { layers: 2, questions: 3, group: 4, kvHeads: 1, headDim: 16, promptSlots: 10, ownSlots: 3 };
   {
-    using cache = new KvCache(kv, [10, 4, 5], { device: "cpu", dtype });
+    const slots = { rows: 12, slots: 12, ownSlots: 3, group: 4, seats: 3, arenaTokens: 30 };
+    using buffers = new DecodeBuffers(slots, model);
+    const kv = [...buffers.promptK, ...buffers.promptV, ...buffers.ownK, ...buffers.ownV];
+    expect(buffers.kvBytes).toBe(kv.reduce((sum, tensor) => sum + tensor.nbytes, 0));
     const asked = { ...some, trainer: { ...some.trainer, questionsPerStep: 3 } };
-    const drawing = 3 * 4 * shape.text.vocabSize * 4 * 6;
     const part = memoryParts("grpo", asked, shape, size).find(({ name }) => name === "KV cache and drawing");
-    expect(part?.bytes).toBe(cache.bytes + drawing);
+    expect(part?.bytes).toBe(slotBytes(slots, sizesOf(model)));
   }
   expect(liveTensors().bytes).toBe(withModel);
 });

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { packPrompts, planWaves, type WaveLimits } from "../../src/rollout/scheduler.ts";
+import { planWaves, type WaveLimits } from "../../src/rollout/wave-scheduler.ts";
 
 const unlimited: WaveLimits = {
   groupSize: 8,
@@ -63,9 +63,4 @@ test("every question is in exactly one wave and its rounds cover its group", () 
       },
     ),
   );
-});
-
-test("prompts are packed in order up to the budget", () => {
-  expect(packPrompts([3, 3, 3, 20, 1], 7)).toEqual([[0, 1], [2], [3], [4]]);
-  expect(packPrompts([], 7)).toEqual([]);
 });

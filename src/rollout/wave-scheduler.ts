@@ -1,4 +1,4 @@
-/** Splits a rollout into waves that fit the limits on completions and memory. What is sampled never depends on the split. */
+/** Splits a rollout by waves into those that fit the limits on completions and memory. What is sampled never depends on the split. */
 
 import type { KvShape } from "./kv-shape.ts";
 
@@ -41,21 +41,4 @@ export function planWaves(promptLengths: readonly number[], limits: WaveLimits):
     next += count;
   }
   return waves;
-}
-
-/** Consecutive runs of prompts with at most `budget` tokens together; a longer prompt makes a run of its own. */
-export function packPrompts(promptLengths: readonly number[], budget: number): number[][] {
-  const runs: number[][] = [];
-  let tokens = 0;
-  for (const [index, length] of promptLengths.entries()) {
-    const run = runs.at(-1);
-    if (run && tokens + length <= budget) {
-      run.push(index);
-      tokens += length;
-    } else {
-      runs.push([index]);
-      tokens = length;
-    }
-  }
-  return runs;
 }
