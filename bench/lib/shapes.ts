@@ -5,11 +5,29 @@ import type { Qwen2VLConfig } from "../../src/model/qwen2vl/config.ts";
 import { releasedConfig, releasedSize } from "../../src/model/qwen2vl/released.ts";
 import type { Prompt, VisionInput } from "../../src/types.ts";
 
-/** "qwen2-vl-7b" and the like. */
+/** "qwen2-vl-7b" and the like; "tiny" is a 2B of two narrow layers, which tries a benchmark out where there is no GPU. */
 export function shapeConfig(name: string): Qwen2VLConfig {
   const size = releasedSize(name);
-  if (size === undefined) throw new Error(`--shape ${name}: expected qwen2-vl-2b, qwen2-vl-7b or qwen2-vl-72b`);
+  if (name === "tiny") return tinyConfig();
+  if (size === undefined) throw new Error(`--shape ${name}: expected qwen2-vl-2b, qwen2-vl-7b, qwen2-vl-72b or tiny`);
   return releasedConfig(size);
+}
+
+function tinyConfig(): Qwen2VLConfig {
+  const { text, vision, ...rest } = releasedConfig("2B");
+  return {
+    ...rest,
+    text: {
+      ...text,
+      hiddenSize: 64,
+      intermediateSize: 128,
+      numLayers: 2,
+      numHeads: 4,
+      numKvHeads: 2,
+      mropeSection: [2, 3, 3],
+    },
+    vision: { ...vision, depth: 2, embedDim: 64, numHeads: 4 },
+  };
 }
 
 /**
