@@ -19,6 +19,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "cuda_operand.h"
 #include "decode_attention_cpu.h"
 #include "kernels.h"
 #include "runtime.h"
@@ -135,6 +136,9 @@ Tensor fused(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& ow
   if (launch == nullptr || qkv.scalar_type() != at::kBFloat16 || s.heads / s.kvHeads > 16 || !fits(s.headDim)) {
     return composed(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length, chunks, scale,
                     slots);
+  }
+  for (const Tensor* x : std::initializer_list<const Tensor*>{&qkv, &cos, &sin, &own_k, &own_v, &prompt_k, &prompt_v}) {
+    TORCH_CHECK(isAligned(*x), "decode_attention: tensors must begin at multiples of 16 bytes");
   }
   c10::cuda::CUDAGuard guard(qkv.device());
   const int64_t parts = (chunks + 1) * s.groups * s.groupSize * s.heads;

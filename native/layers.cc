@@ -14,6 +14,7 @@
 #include <array>
 #include <cmath>
 
+#include "cuda_operand.h"
 #include "kernels.h"
 #include "pointwise.h"
 #include "runtime.h"
@@ -114,10 +115,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
 constexpr int64_t kMostColumns = 8192;  // of kernels/rms_norm.cu
 
 bool rmsNormFits(const Tensor& x, const Tensor& weight) {
-  const auto fits = [](const Tensor& t) {
-    return t.is_cuda() && t.scalar_type() == at::kBFloat16 && t.is_contiguous() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
-  };
-  return fits(x) && fits(weight) && x.numel() > 0 && x.size(-1) % 8 == 0 && x.size(-1) <= kMostColumns &&
+  return isPlain(x) && isPlain(weight) && x.numel() > 0 && x.size(-1) % 8 == 0 && x.size(-1) <= kMostColumns &&
          kernelSymbol("grove_rms_norm") != nullptr;
 }
 

@@ -7,9 +7,13 @@
 //                                  sum is in float32); in bfloat16 the first product is rounded, as in the decode kernel
 #include "pointwise.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
+#include "cuda_operand.h"
 #include "kernels.h"
 #include "runtime.h"
 
@@ -27,10 +31,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 #ifdef GROVE_CUDA
-bool isPlain(const Tensor& x) {
-  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.is_contiguous() && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
-}
-
 template <class Launcher>
 Launcher find(const char* name) {
   return reinterpret_cast<Launcher>(kernelSymbol(name));
@@ -64,8 +64,8 @@ struct QuickGelu : torch::autograd::Function<QuickGelu> {
 bool rotateFits(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   const int64_t D = x.size(2);
   return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0 && D % 16 == 0 && x.stride(2) == 1 && x.stride(1) == D &&
-         x.stride(0) % 8 == 0 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 && cos.is_contiguous() && sin.is_contiguous() &&
-         cos.scalar_type() == sin.scalar_type() && (cos.scalar_type() == at::kBFloat16 || cos.scalar_type() == at::kFloat) &&
+         x.stride(0) % 8 == 0 && isAligned(x) && cos.device() == x.device() && sin.device() == x.device() && cos.is_contiguous() &&
+         sin.is_contiguous() && isAligned(cos) && isAligned(sin) && cos.scalar_type() == sin.scalar_type() && (cos.scalar_type() == at::kBFloat16 || cos.scalar_type() == at::kFloat) &&
          kernelSymbol("grove_rotate") != nullptr;
 }
 
@@ -116,8 +116,20 @@ Tensor swiglu(const Tensor& gate_up) {
     return out;
   }
 #endif
-  const auto halves = gate_up.chunk(2, 1);
-  return at::silu(halves[0]).mul_(halves[1]);
+  const auto halves = gate_up.detach().chunk(2, 1);
+  const Tensor gate = halves[0], up = halves[1];
+  if (!gate_up.is_cpu()) return at::silu(gate).mul_(up);
+  // Threads take whole rows: libtorch computes the end of a thread's range with other instructions than the rest, and where a row is cut its bits would
+  // depend on its place.
+  const Tensor product = at::empty(gate.sizes(), gate.options());
+  const int64_t rows = std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, gate.size(1)));
+  at::parallel_for(0, gate.size(0), rows, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    Tensor part = product.narrow(0, begin, end - begin);
+    at::silu_out(part, gate.narrow(0, begin, end - begin));
+    part.mul_(up.narrow(0, begin, end - begin));
+  });
+  return product;
 }
 
 std::pair<Tensor, Tensor> swiglu_backward(const Tensor& gate_up, Tensor d_product) {

@@ -27,7 +27,9 @@ std::tuple<Tensor, Tensor> rope_table(const Tensor& positions, const Tensor& axe
               axes.sizes(), ", ", frequencies.sizes());
 #ifdef GROVE_CUDA
   static const auto launch = reinterpret_cast<GroveRopeTableLauncher>(kernelSymbol("grove_rope_table"));
-  if (launch != nullptr && positions.is_cuda() && dtype == at::kBFloat16 && frequencies.scalar_type() == at::kFloat && positions.numel() > 0) {
+  const auto fits = [&](const Tensor& x) { return x.device() == positions.device() && x.is_contiguous(); };
+  if (launch != nullptr && positions.is_cuda() && dtype == at::kBFloat16 && frequencies.scalar_type() == at::kFloat && fits(axes) &&
+      fits(frequencies) && positions.numel() > 0) {
     c10::cuda::CUDAGuard guard(positions.device());
     const Tensor p = positions.contiguous();
     const int64_t tokens = p.size(1), count = axes.size(0);

@@ -3,7 +3,7 @@
 //
 // Letters: R rows of logits, n draws, S slots, N tokens a slot has room for, V vocabulary.
 //   logits [R, V] float32 or bfloat16
-//   source, slot [n] int32    draw i is from row source[i] for slot slot[i]; -1: no draw. No slot twice.
+//   source, slot [n] int32    draw i is from row source[i] for slot slot[i]; -1: no draw. No running slot twice.
 //   forbidden, stops [ceil(V / 32)] int32   bit sets (bit id % 32 of word id / 32): ids never sampled, and ids that end a completion
 //   key [S, 2] int32          Philox key of the slot's completion
 //   limit [S] int32           most tokens of the slot's completion, at most N

@@ -18,7 +18,9 @@
 
 #include <torch/library.h>
 
+#include "cuda_operand.h"
 #include "kernels.h"
+#include "pointwise.h"
 #include "runtime.h"
 
 #ifdef GROVE_CUDA
@@ -36,11 +38,6 @@ using at::Tensor;
 constexpr int64_t kRows = 128;     // with more, cuBLAS reads the weight as fast
 constexpr int64_t kColumns = 128;  // K is a multiple of it
 constexpr int64_t kLongSum = 8192, kCut = 256;
-
-// The copy engine takes addresses that are multiples of 16.
-bool isPlain(const Tensor& x) {
-  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.is_contiguous() && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
-}
 
 bool isOnHopper() {
   static const auto fits = reinterpret_cast<GroveSkinnyLinearFits>(kernelSymbol("grove_skinny_linear_fits"));
@@ -110,7 +107,9 @@ Tensor linear_swiglu(const Tensor& x, const Tensor& weight) {
   TORCH_CHECK(weight.size(0) % 2 == 0, "linear_swiglu: expected weight [gate | up] with an even number of rows, got ", weight.sizes());
   const Tensor out = skinny(kGroveSwiglu, x, weight, Tensor(), weight.size(0) / 2);
   if (out.defined()) return out;
-  const auto halves = at::linear(x, weight).chunk(2, 1);
+  const Tensor gateUp = at::linear(x, weight);
+  if (!gateUp.requires_grad()) return swiglu(gateUp);
+  const auto halves = gateUp.chunk(2, 1);
   return at::silu(halves[0]) * halves[1];
 }
 

@@ -20,11 +20,11 @@ __device__ __forceinline__ void letNextStart() {
 #endif
 }
 
-// Whether the current device knows chained launches.
+// Whether chained launches are compiled in for the current device: a kernel that does not wait must not be let to start early.
 inline bool chains() {
   int device = 0, major = 0;
   return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
+         major == 9;
 }
 
 // CLUSTER blocks next to each other form a cluster.

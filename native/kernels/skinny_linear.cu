@@ -3,8 +3,8 @@
 //
 // A block takes 64 or 128 rows of x against a tile of W's rows; slices of both stream through a ring of shared memory that the copy engine fills.
 // One warpgroup drives the copies, one for each 64 rows multiplies. Every sum over K is taken in order by one block, or where the caller says so in
-// two halves by two blocks: a row's result depends on nothing but the row, and equals cuBLAS's where that does not split either. Tiles are as narrow as keeps every multiprocessor busy and
-// no narrower: a block also reads all of its rows of x, and a multiprocessor takes in about 90 GB/s.
+// two halves by two blocks: a row's result depends on nothing but the row, and equals cuBLAS's where that does not split either. Tiles are as narrow
+// as keeps every multiprocessor busy and no narrower: a block also reads all of its rows of x, and a multiprocessor takes in about 90 GB/s.
 //
 // Launches are chained: the first slices of W are on their way before the kernel that makes x has ended.
 #include "hopper.cuh"
@@ -40,6 +40,9 @@ struct Shape {
 
 // The steps of a block, first and count. Halves: K is cut at a multiple of kCut, the first half being the longer if they differ.
 constexpr int kCut = 256;
+// With fewer columns a half has fewer steps than a ring has stages: of a block's two warpgroups one could come to the exchange of the next tile before the
+// other has come to this one's, and `received` would count its arrivals for both.
+constexpr int kLeastHalved = 4096;
 template <int SLICES, int SPLIT>
 __device__ __forceinline__ int2 stepsOf(int k, int rank) {
   constexpr int width = kSlice * SLICES;
@@ -257,6 +260,7 @@ bool describe(CUtensorMap* map, const void* data, int rows, int k, int box) {
 template <int ROWS, int WIDTH, int PARTS, int SLICES, int SPLIT, int EPILOGUE>
 int launch(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
   using S = Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT>;
+  static_assert(SPLIT == 1 || S::warpgroups == 1 || kLeastHalved / 2 / (kSlice * SLICES) > S::stages, "see kLeastHalved");
   const auto kernel = skinnyLinear<ROWS, WIDTH, PARTS, SLICES, SPLIT, EPILOGUE>;
   CUtensorMap mapW, mapX;
   if (!describe(&mapW, w, EPILOGUE == kSwiglu ? 2 * args.n : args.n, args.k, WIDTH) || !describe(&mapX, x, args.m, args.k, ROWS))
@@ -326,7 +330,8 @@ extern "C" __attribute__((visibility("default"))) int grove_skinny_linear(int ep
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (status != cudaSuccess) return static_cast<int>(status);
-  if (m < 1 || n % 8 != 0 || k % (epilogue == 4 ? kCut : 2 * kSlice) != 0) return static_cast<int>(cudaErrorInvalidValue);
+  if (m < 1 || n % 8 != 0 || k % (epilogue == 4 ? kCut : 2 * kSlice) != 0 || (epilogue == 4 && k < kLeastHalved))
+    return static_cast<int>(cudaErrorInvalidValue);
   const Arguments args{static_cast<const __nv_bfloat16*>(addend), static_cast<__nv_bfloat16*>(out), m, n, k};
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   switch (epilogue) {

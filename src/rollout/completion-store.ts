@@ -18,9 +18,15 @@ export class CompletionStore implements Disposable {
     const { device } = buffers.done;
     const { ownSlots: N } = buffers.shape;
     this.buffers = buffers;
-    this.lengths = keep(zeros([completions], { dtype: "int32", device }));
-    this.ids = keep(zeros([completions, N], { dtype: "int32", device }));
-    this.values = VALUES.map(() => keep(zeros([completions, N], { dtype: "float32", device })));
+    // in a scope, so that what is there is freed where memory ends half-way
+    const made = scope(() => ({
+      lengths: zeros([completions], { dtype: "int32", device }),
+      ids: zeros([completions, N], { dtype: "int32", device }),
+      values: VALUES.map(() => zeros([completions, N], { dtype: "float32", device })),
+    }));
+    this.lengths = keep(made.lengths);
+    this.ids = keep(made.ids);
+    this.values = made.values.map(keep);
   }
 
   /** Copies what the slots hold now to the places of their completions. */

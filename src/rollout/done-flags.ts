@@ -7,7 +7,7 @@ import { fromArray, type Tensor } from "../torch/tensor.ts";
 
 /** The flags as they were when the scheduler's clock stood at `at`. */
 export interface Look {
-  done: Int32Array; // [S], not 0: ended
+  done: Int32Array; // by slot, not 0: ended
   at: number;
 }
 
@@ -73,7 +73,7 @@ class ImmediateFlags implements DoneFlags {
   [Symbol.dispose](): void {}
 }
 
-/** @param done [S] int32, not 0 for slots whose completion has ended */
+/** @param done int32, by slot: not 0 where the completion has ended */
 export function doneFlags(done: Tensor): DoneFlags {
   return done.device === "cpu" ? new ImmediateFlags(done) : new DelayedFlags(done);
 }

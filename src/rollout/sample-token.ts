@@ -135,7 +135,7 @@ export class TokenSampler implements Disposable {
 
   /**
    * For every i draws a token from row source[i] of the logits for slot slot[i] (-1: none), writes down what is known about it and advances the slot.
-   * logits [R, V] of any floating type, source and slot [n] int32; no slot twice. Enqueues work only, never waits for the device.
+   * logits [R, V] of any floating type, source and slot [n] int32; no running slot twice. Enqueues work only, never waits for the device.
    */
   advance(logits: Tensor, source: Tensor, slot: Tensor, state: SlotState): void {
     const { temperature, topK, topP, greedy = false } = this.options;

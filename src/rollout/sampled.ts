@@ -20,8 +20,8 @@ export interface SampleRequest {
   seed: number;
   step: number;
   sampling: SamplingOptions;
-  /** Ends completion `completion` (0 .. G - 1) of a prompt at so many tokens as if an end token stood there; at most maxNewTokens. */
-  limitOf?: ((prompt: number, completion: number) => number) | undefined;
+  /** Ends completion `completion` (0 .. G - 1) of a prompt at so many tokens, 1 to N, as if an end token stood there. */
+  limitOf: (prompt: number, completion: number) => number;
   onEnded: (completions: number) => void;
 }
 

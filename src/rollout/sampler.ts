@@ -21,7 +21,7 @@ export interface SamplerOptions {
   /** `config.rollout`, or the like. */
   config: {
     maxConcurrent: number;
-    /** Completions independent of what else is sampled, bit for bit. */
+    /** Completions independent of what else is sampled, bit for bit, with one maxConcurrent, on one kind of device. */
     deterministic?: boolean;
   };
   /** Tokens of prompts in one prefill pass. */
@@ -46,7 +46,7 @@ export interface RolloutOptions extends SamplingOptions {
    * is given twice goes on where its first group ended, so that its groups differ.
    */
   firstCompletion?: number;
-  /** Ends completion `completion` (0 .. G - 1) of a prompt after so many tokens at most, as an end token would; default: maxNewTokens. */
+  /** Ends completion `completion` (0 .. G - 1) of a prompt after so many tokens at most, 1 or more, as an end token would; default: maxNewTokens. */
   limitOf?: (prompt: number, completion: number) => number;
   /** Called with the number of completions that are done whenever some have ended. */
   onProgress?: (done: number, total: number) => void;
@@ -73,14 +73,15 @@ export class Sampler implements Disposable {
    * Throws ConfigError for sampling options out of range, NumericsError if the model gives NaN.
    */
   rolloutGroups(prompts: readonly Prompt[], options: RolloutOptions): RolloutGroup[] {
-    const { groupSize, maxNewTokens, seed, step, temperature, topK, topP, greedy = false, limitOf } = options;
+    const { groupSize, maxNewTokens, seed, step, temperature, topK, topP, greedy = false } = options;
     invariant(groupSize >= 1 && maxNewTokens >= 1, "a rollout needs at least one completion of one token");
     Object.assign(this.stats, emptyStats());
     if (prompts.length === 0) return [];
     let done = 0;
     const { completions, stats } = this.engine.sample({
-      ...{ prompts, groupSize, maxNewTokens, seed, step, limitOf },
+      ...{ prompts, groupSize, maxNewTokens, seed, step },
       firsts: firstCompletions(prompts, options),
+      limitOf: limitsOf(options),
       sampling: { temperature, topK, topP, greedy },
       onEnded: (count) => {
         done += count;
@@ -111,6 +112,15 @@ export class Sampler implements Disposable {
     const finish = this.stops.includes(sampled.ids.at(-1) as number) ? "stop" : "length";
     return { ...sampled, text, finish };
   }
+}
+
+/** The most tokens of each completion. */
+function limitsOf({ maxNewTokens, limitOf }: RolloutOptions): (prompt: number, completion: number) => number {
+  return (prompt, completion) => {
+    const limit = limitOf?.(prompt, completion) ?? maxNewTokens;
+    invariant(Number.isInteger(limit) && limit >= 1, `a completion has one token or more, not at most ${limit}`);
+    return Math.min(limit, maxNewTokens);
+  };
 }
 
 function engineFor(options: SamplerOptions, ids: { forbidden: number[]; stops: readonly number[] }): SampleEngine {

@@ -48,8 +48,13 @@ export class SlotRollout implements Disposable {
     this.request = request;
     this.chunks = Math.max(...promptLengths.map(promptChunks));
     this.scheduler = new SlotScheduler({ promptLengths, groupSize, rows, slots, seats, arenaTokens, maxNewTokens });
-    this.store = new CompletionStore(buffers, prompts.length * groupSize);
     this.flags = doneFlags(buffers.done);
+    try {
+      this.store = new CompletionStore(buffers, prompts.length * groupSize);
+    } catch (error) {
+      this.flags[Symbol.dispose](); // out of memory half-way
+      throw error;
+    }
   }
 
   /** Samples everything. [prompts][G] */
@@ -135,12 +140,12 @@ export class SlotRollout implements Disposable {
   }
 
   private startOf({ slot, question, completion }: Placement) {
-    const { seed, step, firsts, maxNewTokens, limitOf } = this.request;
+    const { seed, step, firsts, limitOf } = this.request;
     const prompt = this.promptOf(question);
     return {
       slot,
       key: sampleKey(seed, step, prompt.sample.id, (firsts[question] as number) + completion),
-      limit: Math.min(maxNewTokens, limitOf?.(question, completion) ?? maxNewTokens),
+      limit: limitOf(question, completion),
       nextPosition: prompt.nextPosition,
     };
   }

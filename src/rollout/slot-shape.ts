@@ -33,7 +33,10 @@ export interface SlotRequest {
   fixedRows: boolean;
 }
 
-/** Rows come in multiples of this on CUDA, where tiles of a product are that high. */
+/**
+ * Rows come in multiples of this on CUDA, where tiles of a product are that high, and wherever their number is fixed: libraries on the CPU deal tiles of
+ * rows out to threads too, and what is left over is summed in another order, so that a row's bits would depend on its place.
+ */
 const ROW_ALIGNMENT = 8;
 /** Slots for how many times the rows, where there are as many completions and memory for them. */
 const SLOTS = 4;
@@ -49,7 +52,7 @@ export function planSlots(request: SlotRequest, sizes: ModelSizes, availableByte
   const { groupSize, maxNewTokens, maxConcurrent, fixedRows } = request;
   const lengths = [...request.promptLengths].sort((a, b) => b - a);
   const completions = lengths.length * groupSize;
-  const step = sizes.device === "cpu" ? 1 : ROW_ALIGNMENT;
+  const step = sizes.device === "cpu" && !fixedRows ? 1 : ROW_ALIGNMENT;
   const shapeOf = (rows: number, slots: number, room: number): SlotShape => ({
     rows,
     slots,

@@ -110,7 +110,7 @@ export class WaveEngine implements SampleEngine {
       const rows = prompts.length * most;
       for (const [q, question] of wave.questions.entries()) {
         for (let g = 0; g < count; g++) {
-          const limit = request.limitOf?.(question, first + g) ?? request.maxNewTokens;
+          const limit = request.limitOf(question, first + g);
           run.completions[question]?.push(this.cut(output, q * most + g, rows, limit));
         }
       }

@@ -131,3 +131,13 @@ gpuTest("rows and columns that fill no tile, and factors that the kernel leaves 
     );
   }
 });
+
+gpuTest("more rows than the kernel takes: the product by cuBLAS, SwiGLU as two operators round it", () => {
+  scope(() =>
+    noGrad(() => {
+      const some = firstRows(draw(2 * 176, 256), 300);
+      const { few, many } = OPERATORS.swiglu!;
+      expect(few(some).toNumbers()).toEqual(many(some).toNumbers());
+    }),
+  );
+});

@@ -1,7 +1,20 @@
 import { expect, test } from "vitest";
 import { backward, enableGrad } from "../../src/torch/autograd.ts";
+import { setNumThreads } from "../../src/torch/cuda.ts";
 import { op } from "../../src/torch/dispatch.ts";
-import { addmm, detach, mul, randn, silu, split, linear as stock, transpose } from "../../src/torch/ops.ts";
+import {
+  addmm,
+  contiguous,
+  detach,
+  expand,
+  mul,
+  randn,
+  silu,
+  slice,
+  split,
+  linear as stock,
+  transpose,
+} from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import type { Tensor } from "../../src/torch/tensor.ts";
@@ -63,6 +76,21 @@ test.each([
 ] as const)("%s is the operators it stands for, gradients too", (_name, shapes, ours, plain) => {
   const mutable = shapes.map((shape) => [...shape]);
   expect(results(mutable, ours)).toEqual(results(mutable, plain));
+});
+
+test("a row's SwiGLU does not depend on where threads cut the batch", () => {
+  setNumThreads(3); // of 8 x 8,960 values a thread gets two rows and two thirds of one
+  try {
+    scope(() => {
+      using generator = new Generator(1);
+      const x = contiguous(expand(randn([1, 16], { generator }), [8, 16]));
+      const out = linearSwiglu(x, randn([2 * 8960, 16], { generator }));
+      const first = slice(out, 0, 0, 1).toNumbers();
+      for (let row = 1; row < 8; row++) expect(slice(out, 0, row, row + 1).toNumbers(), `row ${row}`).toEqual(first);
+    });
+  } finally {
+    setNumThreads(1);
+  }
 });
 
 test.each([

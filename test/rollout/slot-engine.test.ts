@@ -4,6 +4,8 @@ import { afterAll, describe, expect, test } from "vitest";
 import { ConfigError } from "../../src/errors.ts";
 import { randomInt } from "../../src/random.ts";
 import { type RolloutOptions, Sampler, type SamplerOptions } from "../../src/rollout/sampler.ts";
+import { setNumThreads } from "../../src/torch/cuda.ts";
+import { liveTensors } from "../../src/torch/scope.ts";
 import type { Prompt, RolloutGroup } from "../../src/types.ts";
 import { decoder, tinyModel, tinyPrompt } from "./support.ts";
 
@@ -72,6 +74,19 @@ describe("limits of single completions", () => {
     expect(stats.tokens).toBe(expected.flat(2).length);
   });
 
+  test.each(["fused", "plain"] as const)("are one token at least (%s)", (attention) => {
+    const before = liveTensors();
+    expect(() => sample(prompts, { limitOf: () => 0 }, { attention })).toThrow(/one token or more, not at most 0/);
+    expect(liveTensors()).toEqual(before);
+    const { groups, stats } = sample(prompts, { limitOf: () => 1 }, { attention });
+    expect(
+      idsOf(groups)
+        .flat()
+        .every((ids) => ids.length === 1),
+    ).toBe(true);
+    expect(stats.tokens).toBe(15);
+  });
+
   test("long completions take turns, and are none the worse for it", () => {
     using endless = tinyModel({ stops: [1000] }); // an id that it has not
     const long = (prompt: number, completion: number) => 10 + randomInt(90, "long", prompt, completion);
@@ -111,8 +126,23 @@ describe("deterministic", () => {
     expect(bitsOf(one as RolloutGroup)[0]).toEqual(bitsOf(together[3] as RolloutGroup)[2]);
   });
 
+  test("also where several threads share out the rows of a product", () => {
+    setNumThreads(2);
+    try {
+      // of seven rows a thread would get four and the other three, which it would sum otherwise
+      const options = { deterministic: true, maxConcurrent: 7 };
+      const together = sample(prompts, {}, options).groups;
+      for (const [i, prompt] of prompts.entries()) {
+        const [alone] = sample([prompt], {}, options).groups;
+        expect(bitsOf(alone as RolloutGroup)).toEqual(bitsOf(together[i] as RolloutGroup));
+      }
+    } finally {
+      setNumThreads(1);
+    }
+  });
+
   test("has as many rows as it may have, however few completions there are", () => {
-    expect(sample(prompts.slice(0, 1), {}, { deterministic: true, maxConcurrent: 20 }).stats.rows).toBe(20);
+    expect(sample(prompts.slice(0, 1), {}, { deterministic: true, maxConcurrent: 20 }).stats.rows).toBe(24); // of 8
     expect(sample(prompts.slice(0, 1), {}, { maxConcurrent: 20 }).stats.rows).toBe(3);
   });
 

@@ -65,6 +65,7 @@ test("little memory: first less room, then fewer slots, then fewer rows; the lon
 test("a fixed number of rows does not depend on the batch, and is refused where it does not fit", () => {
   const fixed = request({ promptLengths: [5], maxConcurrent: 100, fixedRows: true });
   expect(planSlots(fixed, seven, 100 * gib)).toMatchObject({ rows: 104, slots: 8 });
+  expect(planSlots(fixed, { ...seven, device: "cpu" }, 100 * gib)).toMatchObject({ rows: 104, slots: 8 });
   expect(() => planSlots({ ...fixed, groupSize: 300 }, seven, gib)).toThrow(ConfigError);
 });
 
