@@ -9,6 +9,7 @@
 #include "error.h"
 #include "file_read.h"
 #include "generator.h"
+#include "host_memory.h"
 #include "runtime.h"
 #include "tensor.h"
 
@@ -40,7 +41,8 @@ const Export kExports[] = {
     GROVE_EXPORT(eventElapsed),      GROVE_EXPORT(graphNew),          GROVE_EXPORT(graphFree),
     GROVE_EXPORT(graphBegin),        GROVE_EXPORT(graphEnd),          GROVE_EXPORT(graphReplay),
     GROVE_EXPORT(loadKernels),       GROVE_EXPORT(setNumThreads),     GROVE_EXPORT(versions),
-    GROVE_EXPORT(benchAdd),          GROVE_EXPORT(mapRead),
+    GROVE_EXPORT(benchAdd),          GROVE_EXPORT(mapRead),           GROVE_EXPORT(memoryPrepare),
+    GROVE_EXPORT(memoryRelease),     GROVE_EXPORT(tensorBytesTo),
 };
 #undef GROVE_EXPORT
 

@@ -3,11 +3,32 @@
 
 #include <stdint.h>
 
-// param: float32 [n] (low == NULL) or bfloat16 [n] with its low halves [n]; grad: float32 or bfloat16 [n]; m, v: float32 [n];
-// gradScale: one float32; gain = 1 - beta, taken before rounding to float32. See native/adamw.cc for the meaning.
-typedef int (*GroveAdamwLauncher)(void* param, const void* grad, int gradIsBfloat16, int16_t* low, float* m, float* v,
-                                  const float* gradScale, int64_t n, float decay, float beta1, float gain1, float beta2,
-                                  float gain2, float eps, float stepSize, float rsqrtCorrection2, void* stream);
+// One parameter of an optimizer: `numel` weights, float32 or bfloat16, whose gradients, moments and low bits begin at element `start` of flat
+// buffers, a multiple of 256. See native/adamw.cc.
+typedef struct {
+  void* weight;
+  int64_t start, numel;
+  uint32_t key0, key1;
+  int32_t decays;
+} GroveSegment;
+// As Step in native/adamw_element.h.
+typedef struct {
+  float beta1, gain1, beta2, gain2, eps, stepSize, rsqrtCorrection2, decay, maxNorm;
+  uint32_t update;
+} GroveAdamwStep;
+enum GroveMoments { kGroveFloat32 = 0, kGroveBfloat16 = 1, kGroveCodes8 = 2 };
+// Updates elements [begin, end) of the flat buffers, begin a multiple of 256; m, v and their scales (kGroveCodes8 only) begin there, grad and low at
+// element 0. segments: `count` of them in device memory, ascending, the first beginning at `begin` or before. low NULL: weights and grad float32, else
+// bfloat16. Buffers aligned to 16 bytes and as long as the last segment's 256-blocks; weights need no alignment. norm: one float32; not finite: nothing
+// is written.
+typedef int (*GroveAdamwLauncher)(const GroveSegment* segments, int count, const void* grad, int16_t* low, int moments, void* m, void* v,
+                                  float* mScale, float* vScale, const float* norm, int64_t begin, int64_t end, const GroveAdamwStep* step,
+                                  void* stream);
+
+// norm = Euclidean norm of grad [n], float32 or bfloat16, aligned to 16 bytes. partial: double [what GroveGradNormScratch says], scratch. The same bits
+// in every run and on every device.
+typedef int (*GroveGradNormLauncher)(const void* grad, int isBfloat16, int64_t n, double* partial, float* norm, void* stream);
+typedef int64_t (*GroveGradNormScratch)(int64_t n);
 
 // The most chunks of a prompt's keys (src/model/prompt-chunks.ts has the same number).
 #define kGroveMaxPromptChunks 16
@@ -33,7 +54,7 @@ typedef int (*GroveMergePartsLauncher)(const void* const* outs, const float* con
 
 // out = x w^T and what follows it: x [m, k], w [n, k] (swiglu: [2 n, k], gate rows before up rows), out [m, n]; addend: bias [n], residual [m, n],
 // else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Chained (kernels/launch.cuh): it begins to read w while
-// earlier kernels of the stream may still run. ResidualHalves sums over k in two halves, cut at (k / 256 + 1) / 2 * 256; k a multiple of 256.
+// earlier kernels of the stream may still run. ResidualHalves sums over k in two halves, cut at (k / 256 + 1) / 2 * 256; k a multiple of 256, 4096 or more.
 enum GroveEpilogue { kGrovePlain = 0, kGroveBias = 1, kGroveResidual = 2, kGroveSwiglu = 3, kGroveResidualHalves = 4 };
 typedef int (*GroveSkinnyLinearLauncher)(int epilogue, const void* x, const void* w, const void* addend, void* out, int m, int n, int k,
                                          void* stream);

@@ -1,119 +1,243 @@
-// grove_adamw: one AdamW step over flat buckets; the formulas and the split master are explained in native/adamw.cc, whose
-// composition of ATen ops is the oracle (test/torch/adamw.gpu.test.ts).
-// Bound by memory: 26 bytes an element are moved for a split master with bfloat16 gradients, 28 for float32 with float32 ones. Hence
-// four elements a thread, in 8- and 16-byte accesses, each state read and written once.
+// grove_adamw: one AdamW step of all parameters in one launch; what it computes is explained in native/adamw.cc, the arithmetic of an element is
+// native/adamw_element.h, shared with the CPU: both give the same bits (test/torch/adamw.gpu.test.ts).
 //
-// nvcc -O3 -gencode=arch=compute_90a,code=sm_90a -shared -Xcompiler -fPIC adamw.cu -o libgrove_kernels.so
+// Bound by memory: with bfloat16 weights an element moves 10 bytes of weight, low bits and gradient, and 16, 8 or 4 of moments. A warp takes 256
+// neighbours at a time, a block of the 8-bit moments, so their largest magnitude is a matter of shuffles. A lane holds four neighbours twice, in
+// accesses of 4, 8 or 16 bytes that a warp makes without gaps, and both are loaded before either is used.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "../adamw_element.h"
+#include "../kernels.h"
+
 namespace {
 
-struct Step {
-  float decay, beta1, gain1, beta2, gain2, eps, stepSize, rsqrtCorrection2;
-};
+using namespace grove::adamw;
+
+constexpr int kWarps = 8;
+constexpr int kBlocksOfWarp = 32;  // the search for the first one's parameter is shared by so many
+constexpr int64_t kChunk = static_cast<int64_t>(kWarps) * kBlocksOfWarp * kBlock;  // elements of a thread block: 65,536
 
 template <typename T>
-struct alignas(4 * sizeof(T)) Pack {  // four neighbours in one access
+struct alignas(4 * sizeof(T)) Quad {  // four neighbours in one access
   T at[4];
 };
 
-__device__ float joinMaster(uint16_t high, int16_t low) {
-  return __uint_as_float((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(static_cast<int32_t>(low)));
+template <typename T>
+__device__ Quad<T> loadQuad(const T* from, int64_t i) {
+  return *reinterpret_cast<const Quad<T>*>(from + i);
+}
+template <typename T>
+__device__ void storeQuad(T* to, int64_t i, const Quad<T>& quad) {
+  *reinterpret_cast<Quad<T>*>(to + i) = quad;
 }
 
-__device__ void splitMaster(float master, uint16_t* high, int16_t* low) {
-  uint32_t bits = isnan(master) ? 0x7fc00000u : __float_as_uint(master);
-  *high = static_cast<uint16_t>((bits + 0x8000u) >> 16);
-  *low = static_cast<int16_t>(bits & 0xffffu);
+__device__ float widen(float x) { return x; }
+__device__ float widen(uint16_t bits) { return fromBfloat16(bits); }
+
+__device__ float warpMax(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, mask));
+  return x;
 }
 
-__device__ float updated(float p, float g, float& m, float& v, const Step& s) {
-  m = s.beta1 * m + s.gain1 * g;
-  v = s.beta2 * v + s.gain2 * g * g;
-  float denominator = sqrtf(v) * s.rsqrtCorrection2 + s.eps;
-  return p * s.decay - s.stepSize * (m / denominator);
+struct Buffers {
+  const void* grad;
+  int16_t* low;
+  void *m, *v;
+  float *mScale, *vScale;
+  const float* norm;
+  int64_t begin, end;
+};
+
+// The last segment that begins at `flat` or before.
+__device__ int findSegment(const GroveSegment* segments, int count, int64_t flat) {
+  int first = 0, beyond = count;
+  while (beyond - first > 1) {
+    const int middle = (first + beyond) / 2;
+    if (segments[middle].start <= flat) first = middle;
+    else beyond = middle;
+  }
+  return first;
 }
 
-__device__ float toFloat(float x) { return x; }
-__device__ float toFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
+// Weights of one lane: all of its elements at once, or those that the parameter has where it ends or is not aligned. W is float or uint16_t.
+template <typename W>
+__device__ Quad<W> loadWeights(const W* weight, int64_t index, int64_t numel, bool whole) {
+  if (whole) return loadQuad(weight, index);
+  Quad<W> quad;
+#pragma unroll
+  for (int k = 0; k < 4; k++) quad.at[k] = index + k < numel ? weight[index + k] : W{0};
+  return quad;
+}
+template <typename W>
+__device__ void storeWeights(W* weight, int64_t index, int64_t numel, bool whole, const Quad<W>& quad) {
+  if (whole) return storeQuad(weight, index, quad);
+#pragma unroll
+  for (int k = 0; k < 4; k++)
+    if (index + k < numel) weight[index + k] = quad.at[k];
+}
 
-// One element, for the tail and for buckets that are not aligned.
-template <typename G, bool Split>
-__device__ void updateOne(void* param, const G* grad, int16_t* low, float* m, float* v, float scale, int64_t i, const Step& s) {
-  float g = toFloat(grad[i]) * scale;
-  if (Split) {
-    uint16_t* high = static_cast<uint16_t*>(param);
-    splitMaster(updated(joinMaster(high[i], low[i]), g, m[i], v[i], s), &high[i], &low[i]);
-  } else {
-    float* p = static_cast<float*>(param);
-    p[i] = updated(p[i], g, m[i], v[i], s);
+// M: how a moment is stored, float, uint16_t (bfloat16) or uint8_t (codes).
+template <typename M>
+__device__ void loadMoments(const Buffers& b, const int64_t (&at)[2], int64_t block, float (&mean)[2][4], float (&square)[2][4]) {
+  Quad<M> m[2], v[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    m[h] = loadQuad(static_cast<const M*>(b.m), at[h]);
+    v[h] = loadQuad(static_cast<const M*>(b.v), at[h]);
+  }
+  float ofMean = 0, ofSquare = 0;
+  if constexpr (sizeof(M) == 1) ofMean = b.mScale[block], ofSquare = b.vScale[block];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      if constexpr (sizeof(M) == 1) {
+        mean[h][k] = decodeMean(m[h].at[k], ofMean);
+        square[h][k] = decodeSquare(v[h].at[k], ofSquare);
+      } else {
+        mean[h][k] = widen(m[h].at[k]);
+        square[h][k] = widen(v[h].at[k]);
+      }
+    }
   }
 }
 
-template <typename G, bool Split>
-__global__ void adamwKernel(void* param, const G* grad, int16_t* low, float* m, float* v, const float* gradScale, int64_t n,
-                            int64_t packs, Step s) {
-  const float scale = *gradScale;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (int64_t i = first; i < packs; i += stride) {
-    Pack<G> g = reinterpret_cast<const Pack<G>*>(grad)[i];
-    Pack<float> mean = reinterpret_cast<Pack<float>*>(m)[i];
-    Pack<float> square = reinterpret_cast<Pack<float>*>(v)[i];
-    if (Split) {
-      Pack<uint16_t> high = reinterpret_cast<Pack<uint16_t>*>(param)[i];
-      Pack<int16_t> rest = reinterpret_cast<Pack<int16_t>*>(low)[i];
+// quads: numbers of the lane's groups of four within the parameter, for the random words.
+template <typename M>
+__device__ void storeMoments(const Buffers& b, const GroveSegment& segment, const int64_t (&at)[2], int64_t block, const uint64_t (&quads)[2],
+                             uint32_t update, const float (&mean)[2][4], const float (&square)[2][4]) {
+  float ofMean = 0, ofSquare = 0;
+  if constexpr (sizeof(M) == 1) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
 #pragma unroll
       for (int k = 0; k < 4; k++) {
-        float p = updated(joinMaster(high.at[k], rest.at[k]), toFloat(g.at[k]) * scale, mean.at[k], square.at[k], s);
-        splitMaster(p, &high.at[k], &rest.at[k]);
+        ofMean = fmaxf(ofMean, fabsf(mean[h][k]));
+        ofSquare = fmaxf(ofSquare, square[h][k]);
       }
-      reinterpret_cast<Pack<uint16_t>*>(param)[i] = high;
-      reinterpret_cast<Pack<int16_t>*>(low)[i] = rest;
-    } else {
-      Pack<float> p = reinterpret_cast<Pack<float>*>(param)[i];
-#pragma unroll
-      for (int k = 0; k < 4; k++) p.at[k] = updated(p.at[k], toFloat(g.at[k]) * scale, mean.at[k], square.at[k], s);
-      reinterpret_cast<Pack<float>*>(param)[i] = p;
     }
-    reinterpret_cast<Pack<float>*>(m)[i] = mean;
-    reinterpret_cast<Pack<float>*>(v)[i] = square;
+    ofMean = scaleOf(warpMax(ofMean));
+    ofSquare = scaleOf(warpMax(ofSquare));
+    if (threadIdx.x % 32 == 0) b.mScale[block] = ofMean, b.vScale[block] = ofSquare;
   }
-  for (int64_t i = 4 * packs + first; i < n; i += stride) updateOne<G, Split>(param, grad, low, m, v, scale, i, s);
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    Quad<M> m, v;
+    if constexpr (sizeof(M) == 4) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) m.at[k] = mean[h][k], v.at[k] = square[h][k];
+    } else {
+      const Words random = randomWords(segment.key0, segment.key1, quads[h], update);
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const uint32_t forMean = random.at[k] & 0xffffu, forSquare = random.at[k] >> 16;
+        if constexpr (sizeof(M) == 2) {
+          m.at[k] = roundBfloat16(mean[h][k], forMean);
+          v.at[k] = roundBfloat16(square[h][k], forSquare);
+        } else {
+          m.at[k] = encodeMean(mean[h][k], ofMean, forMean);
+          v.at[k] = encodeSquare(square[h][k], ofSquare, forSquare);
+        }
+      }
+    }
+    storeQuad(static_cast<M*>(b.m), at[h], m);
+    storeQuad(static_cast<M*>(b.v), at[h], v);
+  }
 }
 
-bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+// The 256 elements from `flat` on, by one warp. W: float, or uint16_t for bfloat16 weights with low bits.
+template <typename W, typename M>
+__device__ void updateBlock(const GroveSegment& segment, const Buffers& b, int64_t flat, float scale, const Step& s) {
+  const int lane = threadIdx.x % 32;
+  const int64_t first = flat - segment.start;
+  W* weight = static_cast<W*>(segment.weight);
+  const bool whole = first + kBlock <= segment.numel && reinterpret_cast<uintptr_t>(weight) % (4 * sizeof(W)) == 0;
+  const int64_t block = (flat - b.begin) / kBlock;
+  int64_t index[2], of[2], at[2];
+  uint64_t quads[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int inside = h * 128 + lane * 4;
+    index[h] = first + inside;
+    of[h] = flat + inside;
+    at[h] = flat - b.begin + inside;
+    quads[h] = static_cast<uint64_t>(index[h] / 4);
+  }
 
-template <typename G, bool Split>
-int launch(void* param, const void* grad, int16_t* low, float* m, float* v, const float* gradScale, int64_t n, Step s,
-           cudaStream_t stream) {
-  const bool packable = aligned(param, Split ? 8 : 16) && aligned(grad, 4 * sizeof(G)) && aligned(m, 16) && aligned(v, 16) &&
-                        (!Split || aligned(low, 8));
-  const int64_t packs = packable ? n / 4 : 0;
-  const int threads = 256;
-  const int64_t work = packable ? packs + 4 : n;
-  const int64_t blocks = (work + threads - 1) / threads;
-  const int64_t limit = 1 << 16;  // the loop strides on beyond
-  adamwKernel<G, Split><<<static_cast<unsigned>(blocks < limit ? blocks : limit), threads, 0, stream>>>(
-      param, static_cast<const G*>(grad), low, m, v, gradScale, n, packs, s);
-  return static_cast<int>(cudaGetLastError());
+  Quad<W> p[2], g[2];
+  Quad<int16_t> low[2];
+  float mean[2][4], square[2][4];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    p[h] = loadWeights(weight, index[h], segment.numel, whole);
+    g[h] = loadQuad(static_cast<const W*>(b.grad), of[h]);
+    if constexpr (sizeof(W) == 2) low[h] = loadQuad(b.low, of[h]);
+  }
+  loadMoments<M>(b, at, block, mean, square);
+
+  const float decay = segment.decays ? s.decay : 0;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const float gradient = times(widen(g[h].at[k]), scale);
+      if constexpr (sizeof(W) == 2) {
+        const float master = updated(joinMaster(p[h].at[k], low[h].at[k]), gradient, mean[h][k], square[h][k], decay, s);
+        splitMaster(master, &p[h].at[k], &low[h].at[k]);
+      } else {
+        p[h].at[k] = updated(p[h].at[k], gradient, mean[h][k], square[h][k], decay, s);
+      }
+    }
+    storeWeights(weight, index[h], segment.numel, whole, p[h]);
+    if constexpr (sizeof(W) == 2) storeQuad(b.low, of[h], low[h]);
+  }
+  storeMoments<M>(b, segment, at, block, quads, s.update, mean, square);
+}
+
+template <typename W, typename M>
+__global__ void __launch_bounds__(kWarps * 32) adamwKernel(const GroveSegment* segments, int count, Buffers b, Step s) {
+  const float norm = *b.norm;
+  if (!isfinite(norm)) return;
+  const float scale = clipScale(norm, s.maxNorm);
+  const int warp = threadIdx.x / 32;
+  const int64_t chunk = b.begin + blockIdx.x * kChunk, end = min(b.end, chunk + kChunk);
+  int64_t flat = chunk + warp * kBlock;
+  if (flat >= end) return;
+  int at = findSegment(segments, count, flat);
+  GroveSegment segment = segments[at];
+  int64_t next = at + 1 < count ? segments[at + 1].start : INT64_MAX;
+  for (; flat < end; flat += kWarps * kBlock) {
+    while (flat >= next) {
+      segment = segments[++at];
+      next = at + 1 < count ? segments[at + 1].start : INT64_MAX;
+    }
+    if (flat - segment.start < segment.numel) updateBlock<W, M>(segment, b, flat, scale, s);
+  }
+}
+
+template <typename W>
+void launch(const GroveSegment* segments, int count, int moments, const Buffers& b, const Step& s, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>((b.end - b.begin + kChunk - 1) / kChunk);
+  if (moments == kGroveFloat32) adamwKernel<W, float><<<blocks, kWarps * 32, 0, stream>>>(segments, count, b, s);
+  else if (moments == kGroveBfloat16) adamwKernel<W, uint16_t><<<blocks, kWarps * 32, 0, stream>>>(segments, count, b, s);
+  else adamwKernel<W, uint8_t><<<blocks, kWarps * 32, 0, stream>>>(segments, count, b, s);
 }
 
 }  // namespace
 
 // The launcher; its contract is GroveAdamwLauncher in native/kernels.h.
-extern "C" __attribute__((visibility("default"))) int grove_adamw(void* param, const void* grad, int gradIsBfloat16, int16_t* low,
-                                                                  float* m, float* v, const float* gradScale, int64_t n,
-                                                                  float decay, float beta1, float gain1, float beta2, float gain2,
-                                                                  float eps, float stepSize, float rsqrtCorrection2, void* stream) {
-  const Step s{decay, beta1, gain1, beta2, gain2, eps, stepSize, rsqrtCorrection2};
+extern "C" __attribute__((visibility("default"))) int grove_adamw(const GroveSegment* segments, int count, const void* grad, int16_t* low,
+                                                                  int moments, void* m, void* v, float* mScale, float* vScale, const float* norm,
+                                                                  int64_t begin, int64_t end, const GroveAdamwStep* step, void* stream) {
+  if (end <= begin) return 0;
+  const Buffers b{grad, low, m, v, mScale, vScale, norm, begin, end};
+  const Step s{step->beta1,     step->gain1,            step->beta2, step->gain2,   step->eps,
+               step->stepSize, step->rsqrtCorrection2, step->decay, step->maxNorm, step->update};
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  if (low != nullptr) {
-    return gradIsBfloat16 ? launch<__nv_bfloat16, true>(param, grad, low, m, v, gradScale, n, s, on)
-                          : launch<float, true>(param, grad, low, m, v, gradScale, n, s, on);
-  }
-  return gradIsBfloat16 ? launch<__nv_bfloat16, false>(param, grad, low, m, v, gradScale, n, s, on)
-                        : launch<float, false>(param, grad, low, m, v, gradScale, n, s, on);
+  if (low != nullptr) launch<uint16_t>(segments, count, moments, b, s, on);
+  else launch<float>(segments, count, moments, b, s, on);
+  return static_cast<int>(cudaGetLastError());
 }

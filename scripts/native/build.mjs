@@ -81,7 +81,8 @@ export async function buildKernels({ log = () => {}, force = false } = {}) {
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90a,code=sm_90a",
   ];
-  const texts = [...filesIn(dir, ".cuh"), ...sources].map((file) => readFileSync(join(dir, file), "utf8"));
+  const shared = ["../adamw_element.h", "../kernels.h"]; // what kernels include of the addon's headers
+  const texts = [...filesIn(dir, ".cuh"), ...sources, ...shared].map((file) => readFileSync(join(dir, file), "utf8"));
   const library = join(root, "build", "kernels", hash([...flags, ...texts]), "libgrove_kernels.so");
   if (force || !existsSync(library)) {
     log(`compiling ${sources.length} CUDA kernel file(s)`);

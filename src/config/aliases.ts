@@ -49,6 +49,7 @@ export const aliases: Readonly<Record<string, { trl?: string; verl?: string; see
   "optimizer.eps": { trl: "adam_epsilon" },
   "optimizer.weightDecay": { trl: "weight_decay", verl: "actor_rollout_ref.actor.optim.weight_decay" },
   "optimizer.maxGradNorm": { trl: "max_grad_norm", verl: "actor_rollout_ref.actor.grad_clip" },
+  "optimizer.offload": { verl: "actor_rollout_ref.actor.fsdp_config.optimizer_offload" },
   "eval.temperature": { verl: "actor_rollout_ref.rollout.val_kwargs.temperature" },
   "eval.topK": { verl: "actor_rollout_ref.rollout.val_kwargs.top_k" },
   "eval.topP": { verl: "actor_rollout_ref.rollout.val_kwargs.top_p" },

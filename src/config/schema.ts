@@ -36,9 +36,9 @@ const model = z.strictObject({
     description: "Read the weights, or draw them from N(0, initializer_range) with the run's seed.",
   }),
   freezeVision: z.boolean().default(false).meta({ description: "Keep the vision tower as it is [seed: trained]." }),
-  recompute: z.enum(["none", "layer"]).default("none").meta({
+  recompute: z.enum(["auto", "none", "selective", "layer"]).default("auto").meta({
     description:
-      "none keeps each layer's graph for its backward; layer keeps its input only and runs it again: less memory, one more forward.",
+      "What the backward computes again: nothing; selective: norms and the like and, where memory is short, the MLP's first product; or whole layers. auto: as little as fits the device, chosen for each pack and logged. The results are the same bits.",
   }),
 });
 
@@ -94,7 +94,7 @@ const rollout = z.strictObject({
   maxConcurrent: positive().default(256).meta({ description: "Most completions decoded at the same time." }),
   deterministic: z.boolean().default(false).meta({
     description:
-      "Completions do not depend, bit for bit, on what else is sampled with them: prompts are computed one by one, and every step has rollout.maxConcurrent rows.",
+      "Completions do not depend, bit for bit, on what else is sampled with them: prompts are computed one by one, and every step has rollout.maxConcurrent rows, rounded up to 8.",
   }),
 });
 
@@ -223,6 +223,14 @@ const optimizer = z.strictObject({
     .positive()
     .default(1)
     .meta({ description: "Gradients are scaled down to this global norm [HF: 1.0]." }),
+  moments: z.enum(["float32", "bfloat16", "int8"]).default("float32").meta({
+    description:
+      "How AdamW keeps its two moments: 8, 4 or 2 bytes a weight. Those of fewer bits are rounded at random; int8 are codes with a scale for every 256 weights. A run keeps the type it began with.",
+  }),
+  offload: z.enum(["none", "cpu"]).default("none").meta({
+    description:
+      "cpu keeps the moments in host memory and copies them through the GPU in every update; changes no result. Nothing to do where device is cpu.",
+  }),
 });
 
 const evaluation = z.strictObject({

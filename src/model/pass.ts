@@ -23,14 +23,20 @@ import { plainStep, type Recompute, type Step, Tape } from "./tape.ts";
 export interface PassOptions {
   /** Whether backward() will be called. */
   grad: boolean;
-  /** "layer" keeps only the input of every layer and computes the layer again in the backward: slower by a forward pass, far less memory. */
-  recompute?: Recompute | undefined;
+  /** What the backward computes again instead of finding it kept, for both parts of the model or for each. Default: nothing. */
+  recompute?: Recompute | RecomputePlan | undefined;
   /** No gradients for the vision tower. */
   freezeVision?: boolean | undefined;
   /** Features per group (its images in order, then its videos), as visionFeatures(mediaOf([prompt])) gives them; implies freezeVision. */
   visionCache?: readonly (Tensor | null)[] | undefined;
   /** `dense` attends by masks instead of the fused op: slow, the reference in tests. */
   attention?: "auto" | "fused" | "dense" | undefined;
+}
+
+/** By part of the model. The results are the same bits whatever it says. */
+export interface RecomputePlan {
+  text: Recompute;
+  vision: Recompute;
 }
 
 /** The parts of a model that a pass reads. */
@@ -56,7 +62,7 @@ export class PackedPass implements Disposable {
   #walked = false;
 
   constructor(model: PassModel, pack: Packed, options: PassOptions) {
-    this.#tape = options.grad ? new Tape(options.recompute ?? "none") : null;
+    this.#tape = options.grad ? new Tape() : null;
     try {
       this.#head = scope(() => this.#forward(model, pack, options));
     } catch (error) {
@@ -91,7 +97,8 @@ export class PackedPass implements Disposable {
 
   #forward(model: PassModel, pack: Packed, options: PassOptions): ChunkedLogprobs {
     const { config, device, text } = model;
-    const step: Step = this.#tape?.step ?? plainStep;
+    const recompute = planOf(options.recompute).text;
+    const step = this.#stepFor(recompute);
     const plan = this.#own(new PackedPlan(pack, options.attention));
     const rope = model.textRope.table(pack.positions, model.dtype);
     this.#ownTensors([rope.cos, rope.sin]);
@@ -99,12 +106,12 @@ export class PackedPass implements Disposable {
     const targets = fromArray(pack.targets, [pack.targets.length], { dtype: "int64", device });
     this.#ownTensors([rows]);
 
-    const { features, trained } = this.#features(model, pack, options, step);
+    const { features, trained } = this.#features(model, pack, options);
     // features that want no gradient are a constant of the first step
     const embedded = step(trained ? features : null, (input) =>
       embedTokens(pack.ids, trained ? input : features, text, config),
     );
-    const hidden = textLayers(embedded, text, config, rope, plan, step);
+    const hidden = textLayers(embedded, text, config, rope, plan, step, recompute);
     embedded.free();
     const predicting = step(hidden, (input) =>
       rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps),
@@ -114,12 +121,12 @@ export class PackedPass implements Disposable {
     return new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });
   }
 
-  #features(
-    model: PassModel,
-    pack: Packed,
-    options: PassOptions,
-    step: Step,
-  ): { features: Tensor | null; trained: boolean } {
+  #stepFor(recompute: Recompute): Step {
+    if (this.#tape === null) return plainStep;
+    return recompute === "layer" ? this.#tape.stepAgain : this.#tape.step;
+  }
+
+  #features(model: PassModel, pack: Packed, options: PassOptions): { features: Tensor | null; trained: boolean } {
     const { config } = model;
     const prompts = pack.groups.map((group) => group.prompt);
     if (options.visionCache !== undefined) {
@@ -132,7 +139,9 @@ export class PackedPass implements Disposable {
     const batch = visionBatch(media, config, model.visionRope, model);
     this.#ownTensors([batch.pixels, batch.rope.cos, batch.rope.sin]);
     const trained = this.#tape !== null && options.freezeVision !== true;
-    const features = visionTower(batch, model.vision, config, trained ? step : plainStep);
+    const recompute = trained ? planOf(options.recompute).vision : "none";
+    const step = trained ? this.#stepFor(recompute) : plainStep;
+    const features = visionTower(batch, model.vision, config, step, recompute);
     if (!trained) this.#ownTensors([features]);
     return { features, trained };
   }
@@ -146,6 +155,10 @@ export class PackedPass implements Disposable {
   #ownTensors(tensors: readonly Tensor[]): void {
     for (const tensor of tensors) this.#own(keep(tensor));
   }
+}
+
+function planOf(recompute: PassOptions["recompute"] = "none"): RecomputePlan {
+  return typeof recompute === "string" ? { text: recompute, vision: recompute } : recompute;
 }
 
 /** Cached features per group in the order of embedTokens: all images, then all videos. */

@@ -121,15 +121,19 @@ export function openShards(folder: string): { files: SafetensorsFile[]; fileOf: 
   return { files, fileOf };
 }
 
-/**
- * Writes tensors of any device in the given order, one at a time, so that the host never holds more than one of them.
- * `bytes` are asked for when a tensor's turn comes, after its shape and dtype were declared for the header.
- */
-export function writeSafetensors(
-  path: string,
-  tensors: { name: string; dtype: DType; shape: readonly number[]; read: () => Tensor }[],
+/** A tensor that is to be stored: declared first, for the header; asked for when its turn comes. */
+export interface TensorEntry {
+  name: string;
+  dtype: DType;
+  shape: readonly number[];
+  read: () => Tensor;
+}
+
+/** What stands before the data of these tensors, in this order. */
+export function safetensorsHeader(
+  tensors: readonly TensorEntry[],
   metadata: Record<string, string> = { format: "pt" },
-): void {
+): Uint8Array {
   const header: Record<string, unknown> = { __metadata__: metadata };
   let end = 0;
   for (const { name, dtype, shape } of tensors) {
@@ -141,8 +145,18 @@ export function writeSafetensors(
   const padding = Buffer.alloc((8 - (text.length % 8)) % 8, " "); // data starts at a multiple of 8 bytes
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length + padding.length));
+  return Buffer.concat([length, text, padding]);
+}
+
+/** Writes tensors of any device in the given order, one at a time, so that the host never holds more than one of them. */
+export function writeSafetensors(
+  path: string,
+  tensors: readonly TensorEntry[],
+  metadata: Record<string, string> = { format: "pt" },
+): void {
+  const header = safetensorsHeader(tensors, metadata);
   replaceFile(path, (fd) => {
-    writeAll(fd, Buffer.concat([length, text, padding]));
+    writeAll(fd, header);
     for (const { read } of tensors) scope(() => writeAll(fd, tensorBytes(read())));
   });
 }
@@ -175,7 +189,8 @@ export function replaceFile(path: string, write: (fd: number) => void): void {
   }
 }
 
-function tensorBytes(tensor: Tensor): Uint8Array {
+/** A tensor's bytes as a file holds them, in memory of their own. Waits for the device. */
+export function tensorBytes(tensor: Tensor): Uint8Array {
   // bfloat16 and float16 have no typed array in JavaScript: their bits are read as int16
   const half = tensor.dtype === "bfloat16" || tensor.dtype === "float16";
   const onHost = to(tensor, { device: "cpu" });

@@ -16,29 +16,37 @@ export type Step = (input: Tensor | null, run: (input: Tensor | null) => Tensor)
 /** A step that records nothing. */
 export const plainStep: Step = (input, run) => scope(() => noGrad(() => run(input)));
 
-/** What backward needs of a step: "none" keeps the graph of every step, "layer" keeps inputs only and runs each step again. */
-export type Recompute = "none" | "layer";
+/**
+ * How much of a layer is computed again in the backward instead of being kept, from nothing to all of it; model/recompute.ts says what each keeps
+ * and costs. "norms" and "mlp" are what model.recompute calls selective.
+ */
+export type Recompute = "none" | "norms" | "mlp" | "layer";
 
 export class Tape implements Disposable {
-  readonly #recompute: Recompute;
   readonly #steps: { run: (input: Tensor | null) => Tensor; leaf: Tensor | null; output: Tensor | null }[] = [];
 
-  constructor(recompute: Recompute) {
-    this.#recompute = recompute;
-  }
-
-  /** The output shares no graph with the input. Freeing input and output is the caller's business; the tape holds its own. */
+  /**
+   * A step whose graph is kept. The output shares no graph with the input. Freeing input and output is the caller's business; the tape holds
+   * its own.
+   */
   readonly step: Step = (input, run) => {
-    invariant((input === null) === (this.#steps.length === 0), "only the first step of a tape has no input");
-    const leaf = input === null ? null : keep(detach(input)).setRequiresGrad(true);
-    if (this.#recompute === "layer") {
-      this.#steps.push({ run, leaf, output: null });
-      return scope(() => noGrad(() => run(leaf)));
-    }
+    const leaf = this.#leafOf(input);
     const output = keep(scope(() => enableGrad(() => run(leaf))));
     this.#steps.push({ run, leaf, output });
     return detach(output);
   };
+
+  /** A step of which the input alone is kept: `run` is called again in the backward, and what it closes over must live until then. */
+  readonly stepAgain: Step = (input, run) => {
+    const leaf = this.#leafOf(input);
+    this.#steps.push({ run, leaf, output: null });
+    return scope(() => noGrad(() => run(leaf)));
+  };
+
+  #leafOf(input: Tensor | null): Tensor | null {
+    invariant((input === null) === (this.#steps.length === 0), "only the first step of a tape has no input");
+    return input === null ? null : keep(detach(input)).setRequiresGrad(true);
+  }
 
   /** Walks back from the gradient of the last output, adding to the gradients of every parameter the steps used. Once per tape. */
   backward(dOutput: Tensor): void {

@@ -12,7 +12,7 @@ import { Generator } from "../torch/random.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Device, DType, Tensor } from "../torch/tensor.ts";
 import type { Parameter, ParameterPart, ParameterSpec } from "./parameter.ts";
-import { byteLength, openShards, replaceFile, writeSafetensors } from "./safetensors.ts";
+import { byteLength, openShards, replaceFile, type TensorEntry, writeSafetensors } from "./safetensors.ts";
 import { readWeights, type WeightRead } from "./weight-reader.ts";
 
 /** A name of either layout in the original one. */
@@ -125,17 +125,24 @@ const COMPANIONS = [
   "video_preprocessor_config.json",
 ];
 
+/** The files of a Hugging Face folder before they are written, by name. */
+export interface FolderContent {
+  weights: { name: string; tensors: TensorEntry[] }[];
+  /** Text of JSON files. */
+  texts: { name: string; text: string }[];
+  /** Files to be copied. */
+  copies: { name: string; from: string }[];
+}
+
 /**
- * Writes a Hugging Face folder: config.json, generation_config.json, and the weights in shards of at most `maxShardBytes`.
+ * A Hugging Face folder: `files` (config.json, generation_config.json), and the weights in shards of at most `maxShardBytes`.
  * `copyFrom` is a folder whose tokenizer and processor files are copied along.
  */
-export function saveFolder(
-  folder: string,
+export function folderContent(
   parameters: readonly Parameter[],
   files: Record<string, unknown>,
   options: { copyFrom?: string | undefined; maxShardBytes?: number | undefined } = {},
-): void {
-  mkdirSync(folder, { recursive: true });
+): FolderContent {
   const limit = options.maxShardBytes ?? 5e9;
   const shards: { parameter: Parameter; part: ParameterPart }[][] = [];
   let room = 0;
@@ -150,48 +157,53 @@ export function saveFolder(
       room -= bytes;
     }
   }
-  const weightMap: Record<string, string> = {};
-  const names = shards.map((_, i) =>
-    shards.length === 1
-      ? "model.safetensors"
-      : `model-${String(i + 1).padStart(5, "0")}-of-${String(shards.length).padStart(5, "0")}.safetensors`,
-  );
-  let totalSize = 0;
-  shards.forEach((shard, i) => {
-    const name = names[i] as string;
-    const entries = shard.map(({ parameter: { tensor }, part }) => ({
+  const weights = shards.map((shard, i) => ({
+    name:
+      shards.length === 1 ? "model.safetensors" : `model-${counted(i + 1)}-of-${counted(shards.length)}.safetensors`,
+    tensors: shard.map(({ parameter: { tensor }, part }) => ({
       name: part.name,
       dtype: tensor.dtype,
       shape: part.shape,
       read: () => noGrad(() => reshape(slice(tensor, 0, ...part.rows), part.shape)),
-    }));
-    for (const { name: tensorName, dtype, shape } of entries) {
-      weightMap[tensorName] = name;
-      totalSize += byteLength(dtype, shape);
-    }
-    writeSafetensors(join(folder, name), entries);
-  });
-  if (shards.length > 1)
-    files = {
-      ...files,
-      "model.safetensors.index.json": { metadata: { total_size: totalSize }, weight_map: weightMap },
-    };
-  for (const [name, json] of Object.entries(files)) writeJson(join(folder, name), json);
-  // weights of an earlier save under other names would be read too
+    })),
+  }));
+  const texts = Object.entries(shards.length > 1 ? { ...files, [INDEX]: shardIndex(weights) } : files);
+  const { copyFrom } = options;
+  const companions = copyFrom === undefined ? [] : COMPANIONS.map((name) => ({ name, from: join(copyFrom, name) }));
+  return {
+    weights,
+    texts: texts.map(([name, json]) => ({ name, text: `${JSON.stringify(json, null, 2)}\n` })),
+    copies: companions.filter(({ from }) => existsSync(from)),
+  };
+}
+
+/** Writes a Hugging Face folder; weights of an earlier save under other names are removed. */
+export function saveFolder(folder: string, { weights, texts, copies }: FolderContent): void {
+  mkdirSync(folder, { recursive: true });
+  for (const { name, tensors } of weights) writeSafetensors(join(folder, name), tensors);
+  for (const { name, text } of texts) replaceFile(join(folder, name), (fd) => writeFileSync(fd, text));
+  const names = new Set(weights.map(({ name }) => name));
   for (const old of readdirSync(folder)) {
-    const surplusIndex = old === "model.safetensors.index.json" && shards.length === 1;
-    if (surplusIndex || (/^model.*\.safetensors$/.test(old) && !names.includes(old))) rmSync(join(folder, old));
+    const surplusIndex = old === INDEX && weights.length === 1;
+    if (surplusIndex || (/^model.*\.safetensors$/.test(old) && !names.has(old))) rmSync(join(folder, old));
   }
-  for (const name of options.copyFrom === undefined ? [] : COMPANIONS) {
-    const source = join(options.copyFrom as string, name);
+  for (const { name, from } of copies) {
     const target = join(folder, name);
-    if (existsSync(source) && resolve(source) !== resolve(target)) copyFileSync(source, target);
+    if (resolve(from) !== resolve(target)) copyFileSync(from, target);
   }
 }
 
-function writeJson(path: string, json: unknown): void {
-  replaceFile(path, (fd) => writeFileSync(fd, `${JSON.stringify(json, null, 2)}\n`));
+const INDEX = "model.safetensors.index.json";
+
+function shardIndex(weights: FolderContent["weights"]): unknown {
+  const entries = weights.flatMap(({ name, tensors }) => tensors.map((tensor) => ({ file: name, ...tensor })));
+  return {
+    metadata: { total_size: entries.reduce((total, { dtype, shape }) => total + byteLength(dtype, shape), 0) },
+    weight_map: Object.fromEntries(entries.map(({ name, file }) => [name, file])),
+  };
 }
+
+const counted = (n: number) => String(n).padStart(5, "0");
 
 /** Makes all tensors, then fills them; when that fails, none stays. */
 function makeParameters(

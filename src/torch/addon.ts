@@ -51,6 +51,9 @@ export interface Addon {
   mapTensor(map: number, byteOffset: number, ndim: number, dtype: number): number;
   mapClose(map: number): void;
   mapRead(count: number, threads: number): void;
+  memoryPrepare(memory: TypedArray): void;
+  memoryRelease(memory: TypedArray): void;
+  tensorBytesTo(handle: number, from: number, target: TypedArray): void;
   setGradMode(enabled: boolean): boolean;
   setRequiresGrad(handle: number, requires: boolean): void;
   getGrad(handle: number): number;

@@ -13,6 +13,7 @@ import { Sampler } from "../rollout/sampler.ts";
 import { setDevice, setNumThreads } from "../torch/cuda.ts";
 import type { Device, DType } from "../torch/tensor.ts";
 import type { Sample } from "../types.ts";
+import { VisionFeatures } from "./vision-features.ts";
 
 /** The policy as a run starts with it: model.path's weights or, with `model.init: random`, weights drawn with the run's seed. */
 export function openModel(config: Config): Qwen2VL {
@@ -34,19 +35,24 @@ export interface Pipeline {
   processor: Processor;
   loader: PromptLoader;
   sampler: Sampler;
+  /** With model.freezeVision: what the sampler's tower has said of the questions it knows. */
+  features: VisionFeatures | null;
   close(): Promise<void>;
 }
 
 /** @param bad counts bad samples together with others of the same run */
 export async function openPipeline(config: Config, model: Qwen2VL, bad?: BadSamples): Promise<Pipeline> {
   const processor = await Processor.load(config.model.path, config.data);
-  const sampler = new Sampler({ model, tokenizer: processor.tokenizer, config: config.rollout });
+  const features = config.model.freezeVision ? new VisionFeatures(model) : null;
+  const served = features?.serving(model) ?? model;
+  const sampler = new Sampler({ model: served, tokenizer: processor.tokenizer, config: config.rollout });
   const loader = new PromptLoader({ processor, config: config.data, ...(bad && { bad }) });
   const close = async () => {
     sampler[Symbol.dispose]();
+    features?.[Symbol.dispose]();
     await loader.close();
   };
-  return { processor, loader, sampler, close };
+  return { processor, loader, sampler, features, close };
 }
 
 /**

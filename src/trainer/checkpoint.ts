@@ -10,29 +10,22 @@
  * A folder is written under a hidden name, flushed to the disk and renamed: a killed process leaves a whole checkpoint or none.
  */
 
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, rmSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs";
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import type { Config } from "../config/schema.ts";
 import { CheckpointError } from "../errors.ts";
 import type { Parameter } from "../model/parameter.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
-import { SafetensorsFile, writeSafetensors } from "../model/safetensors.ts";
+import { SafetensorsFile, safetensorsHeader, type TensorEntry } from "../model/safetensors.ts";
 import { cat, reshape, slice, to } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
 import type { Sample } from "../types.ts";
-import { filesBelow, replaceFile, replaceFolder } from "./files.ts";
+import { FORMAT, readManifest } from "./checkpoint-folder.ts";
 import type { AdamW } from "./optimizer.ts";
 
-/** Moves when a checkpoint written today could not be read by older code, or the other way round. */
-const FORMAT = 1;
-
-const MANIFEST = "manifest.json";
 const STATE = "state.json";
 const OPTIMIZER = "optimizer.safetensors";
-
-/** The hidden name of a checkpoint while it is written (replaceFolder); one that is still there later was never finished. */
-const HALF_WRITTEN = /^\.checkpoint-\d+\./;
 
 export interface TrainState {
   stage: "grpo" | "sft";
@@ -52,44 +45,34 @@ export interface TrainState {
   versions: Record<string, string>;
 }
 
-interface Manifest {
-  format: number;
-  files: Record<string, { bytes: number; crc32: number }>;
-}
+/** A file of a checkpoint before it is written, by its path in it: its bytes, the file whose bytes it takes, or tensors behind a header. */
+export type CheckpointFile =
+  | { name: string; bytes: Uint8Array }
+  | { name: string; copyOf: string }
+  | { name: string; head: Uint8Array; tensors: readonly TensorEntry[] };
 
-/**
- * Writes a checkpoint, then removes all complete ones but the `keepLast` newest, and what killed processes left half-written. Returns its
- * folder.
- */
-export function saveCheckpoint(
-  runDir: string,
+/** All files of a checkpoint but its manifest. `copyFrom` is a folder whose tokenizer and processor files go along with the model. */
+export function checkpointFiles(
   state: TrainState,
   model: Qwen2VL,
   optimizer: AdamW,
-  options: { copyFrom: string; keepLast: number },
-): string {
-  const folder = path.join(runDir, `checkpoint-${state.step}`);
-  replaceFolder(folder, (temporary) => {
-    model.save(path.join(temporary, "model"), { copyFrom: options.copyFrom });
-    const tensors = optimizer.state().map(({ name, tensor }) => {
-      return { name, dtype: tensor.dtype, shape: tensor.shape, read: () => tensor };
-    });
-    writeSafetensors(path.join(temporary, OPTIMIZER), tensors);
-    replaceFile(path.join(temporary, STATE), JSON.stringify(state, null, 1));
-    const files = Object.fromEntries(filesBelow(temporary).map((file) => [file, digest(path.join(temporary, file))]));
-    replaceFile(path.join(temporary, MANIFEST), JSON.stringify({ format: FORMAT, files } satisfies Manifest, null, 1));
+  options: { copyFrom: string },
+): CheckpointFile[] {
+  const { weights, texts, copies } = model.folderContent(options);
+  const moments = optimizer.state().map(({ name, tensor }): TensorEntry => {
+    return { name, dtype: tensor.dtype, shape: tensor.shape, read: () => tensor };
   });
-  const complete = listCheckpoints(runDir).filter(({ folder }) => isComplete(folder));
-  for (const { folder: old } of complete.slice(0, -options.keepLast)) rmSync(old, { recursive: true });
-  for (const name of readdirSync(runDir)) {
-    if (HALF_WRITTEN.test(name)) rmSync(path.join(runDir, name), { recursive: true });
-  }
-  return folder;
+  return [
+    ...weights.map(({ name, tensors }) => tensorFile(`model/${name}`, tensors)),
+    ...texts.map(({ name, text }) => ({ name: `model/${name}`, bytes: Buffer.from(text) })),
+    ...copies.map(({ name, from }) => ({ name: `model/${name}`, copyOf: from })),
+    tensorFile(OPTIMIZER, moments),
+    { name: STATE, bytes: Buffer.from(JSON.stringify(state, null, 1)) },
+  ];
 }
 
-/** The newest checkpoint of a run that is complete (its manifest and every file of it, by size), or undefined. */
-export function latestCheckpoint(runDir: string): string | undefined {
-  return listCheckpoints(runDir).findLast(({ folder }) => isComplete(folder))?.folder;
+export function tensorFile(name: string, tensors: readonly TensorEntry[]): CheckpointFile {
+  return { name, head: safetensorsHeader(tensors), tensors };
 }
 
 /**
@@ -148,35 +131,6 @@ export function fingerprint(parameters: readonly Parameter[]): string {
 /** Fingerprint of training records: the ids in their order, which the data order and every draw are functions of. */
 export function recordsFingerprint(samples: readonly Pick<Sample, "id">[]): string {
   return samples.reduce((crc, { id }) => crc32(`${id}\n`, crc), 0).toString(16);
-}
-
-function listCheckpoints(runDir: string): { step: number; folder: string }[] {
-  if (!existsSync(runDir)) return [];
-  return readdirSync(runDir)
-    .flatMap((name) => {
-      const step = /^checkpoint-(\d+)$/.exec(name)?.[1];
-      return step === undefined ? [] : [{ step: Number(step), folder: path.join(runDir, name) }];
-    })
-    .sort((a, b) => a.step - b.step);
-}
-
-function isComplete(folder: string): boolean {
-  if (!existsSync(path.join(folder, MANIFEST))) return false;
-  return Object.entries(readManifest(folder).files).every(([file, { bytes }]) => {
-    const found = statSync(path.join(folder, file), { throwIfNoEntry: false });
-    return found?.size === bytes;
-  });
-}
-
-function readManifest(folder: string): Manifest {
-  const file = path.join(folder, MANIFEST);
-  if (!existsSync(file))
-    throw new CheckpointError(folder, `has no ${MANIFEST}: it is no checkpoint, or was copied in part`);
-  try {
-    return JSON.parse(readFileSync(file, "utf8"));
-  } catch (error) {
-    throw new CheckpointError(file, "is not valid JSON", {}, error);
-  }
 }
 
 function digest(file: string): { bytes: number; crc32: number } {

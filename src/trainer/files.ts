@@ -26,7 +26,7 @@ export function replaceFile(file: string, content: string): void {
 
 /**
  * Creates or replaces a folder: `fill` writes into a hidden sibling, which is flushed to the disk and takes the name at the end.
- * What an earlier attempt left half-written is removed.
+ * What an earlier attempt left half-written is removed, and what this one has written when it fails.
  */
 export function replaceFolder(folder: string, fill: (temporary: string) => void): void {
   const parent = path.dirname(folder);
@@ -37,8 +37,13 @@ export function replaceFolder(folder: string, fill: (temporary: string) => void)
   }
   const temporary = path.join(parent, `${hidden}tmp`);
   mkdirSync(temporary);
-  fill(temporary);
-  flushTree(temporary);
+  try {
+    fill(temporary);
+    flushTree(temporary);
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true }); // a full disk is not kept full
+    throw error;
+  }
   if (existsSync(folder)) {
     const old = path.join(parent, `${hidden}old`);
     renameSync(folder, old);

@@ -32,8 +32,10 @@ import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
 import { assignAdvantages } from "./advantage.ts";
 import { deviceOf } from "./assemble.ts";
 import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
+import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
 import { grpoLoss, lossMetrics, readTogether } from "./loss.ts";
 import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metrics.ts";
+import { RecomputePlanner } from "./recompute-planner.ts";
 import { learningRate } from "./schedule.ts";
 import {
   closeSession,
@@ -48,10 +50,13 @@ import {
   saveSession,
 } from "./session.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
+import type { VisionFeatures } from "./vision-features.ts";
 
 interface GrpoRun extends Session {
   rewards: Rewards;
+  planner: RecomputePlanner;
   reference: Qwen2VL | null; // null when klCoef is 0
+  referenceFeatures: VisionFeatures | null; // the policy's where its tower is frozen; null where no question comes twice
 }
 
 /** One step: from the questions that (seed, step) names to the updated policy. */
@@ -61,6 +66,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
 
   const prompts = await watch.time("data", () => loadPrompts(run, step)); // P questions
   if (prompts.length === 0) return { "data/questions": 0, "data/bad_samples": run.badSamples };
+  for (const features of featuresOf(run)) features.know(prompts);
 
   const groups = await watch.time("rollout", () => rollout(run, prompts, step)); // RolloutGroup[P], G completions each
   await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
@@ -78,6 +84,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     }
   } finally {
     for (const tensor of [...references, ...oldLogprobs]) tensor?.free();
+    if (!questionsRecur(run)) for (const features of featuresOf(run)) features.clear();
   }
 
   run.folder.writeCompletions(step + 1, groups.slice(0, trainer.logCompletions));
@@ -94,6 +101,10 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     "time/decode_s": run.sampler.stats.decodeS,
     ...memoryMetrics(),
   };
+}
+
+function featuresOf({ features, referenceFeatures }: GrpoRun): Set<VisionFeatures> {
+  return new Set([features, referenceFeatures].filter((some) => some !== null));
 }
 
 /** G completions of each prompt, drawn from the policy as it is now. */
@@ -120,12 +131,12 @@ function asScored({ config, model, processor }: GrpoRun, groups: RolloutGroup[])
 
 /** What the frozen reference says of each sampled token, once per batch: float32 [Tc] per pack; null without a KL penalty. */
 async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
-  const { reference } = run;
+  const { reference, referenceFeatures: features } = run;
   if (reference === null) return packs.map(() => null);
   const logprobs: Tensor[] = [];
   for (const { packed } of packs) {
     scope(() => {
-      using pass = reference.pass(packed, { grad: false });
+      using pass = reference.pass(packed, { grad: false, visionCache: features?.ofPack(packed) });
       logprobs.push(keep(clone(pass.logprobs)));
     });
     await nextTurn(); // lets signals, prefetching and logs have their turn
@@ -148,7 +159,7 @@ async function updatePolicy(
 ): Promise<Metrics> {
   const { config, model, optimizer } = run;
   const device = deviceOf(config);
-  const { recompute, freezeVision } = config.model;
+  const { freezeVision } = config.model;
   const keepOld = config.trainer.iterations > 1 && oldLogprobs.length === 0;
   const stats: Tensor[] = []; // [7] per pack, see LOSS_STATS
   optimizer.zeroGrad();
@@ -156,7 +167,9 @@ async function updatePolicy(
     for (const [i, pack] of packs.entries()) {
       scope(() => {
         const perToken = (values: Float32Array) => fromArray(values, [values.length], { device, pinned: true }); // [Tc]
-        using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision });
+        const visionCache = run.features?.ofPack(pack.packed); // of the rollout
+        const recompute = run.planner.for(pack.packed);
+        using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision, visionCache });
         const loss = grpoLoss(
           {
             logprobs: pass.logprobs,
@@ -187,6 +200,7 @@ async function updatePolicy(
       const batch = groups.map((group) => ({ ...group, completions: group.completions.map(({ ids }) => ids) }));
       throw refuseBatch(run, step + 1, bad, batch, values);
     }
+    run.checkpoints.beforeUpdate();
     optimizer.step(rate, stats.at(-1) as Tensor);
     return { ...metrics, "optimizer/learning_rate": rate };
   } finally {
@@ -198,16 +212,21 @@ async function updatePolicy(
 export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise<TrainResult> {
   const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward }); // first: a wrong name must not leave a run folder behind
   const session = await openSession(config, hooks, "grpo");
-  const run: GrpoRun = Object.assign(session, { rewards, reference: null });
+  const planner = new RecomputePlanner(config, session.model.config);
+  const run: GrpoRun = Object.assign(session, { rewards, planner, reference: null, referenceFeatures: null });
   try {
-    if (config.trainer.klCoef > 0) run.reference = openReference(session);
+    if (config.trainer.klCoef > 0) {
+      run.reference = openReference(session);
+      run.referenceFeatures = referenceFeatures(run, run.reference, questionsRecur(run));
+    }
     return await trainingLoop(
       {
         steps: run.steps,
         firstStep: run.firstStep,
         runStep: (step) => grpoStep(run, step),
         evaluate: (stopped) => evaluateSession(run, hooks, stopped),
-        save: (step) => saveSession(run, step),
+        save: (step, last) => saveSession(run, step, last),
+        checkpoints: run.checkpoints,
         exportModel: () => exportSession(run),
       },
       run.folder,
@@ -216,6 +235,7 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
     );
   } finally {
     await rewards.close();
+    run.referenceFeatures?.[Symbol.dispose]();
     run.reference?.[Symbol.dispose]();
     await closeSession(session);
   }

@@ -3,15 +3,34 @@
  * that a config can be planned on any machine.
  */
 
+import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
+import { totalmem } from "node:os";
 import type { Config } from "../config/schema.ts";
 import { type DataSource, readRecords } from "../data/datasets.ts";
 import { GroveError } from "../errors.ts";
 import { type Qwen2VLConfig, readConfig } from "../model/qwen2vl/config.ts";
 import { releasedConfig, releasedSize } from "../model/qwen2vl/released.ts";
 import type { Sample } from "../types.ts";
-import { type MemoryPart, memoryParts, parameterCount, peakBytes, type QuestionSize, type Stage } from "./plan.ts";
+import {
+  largestPack,
+  type MemoryPart,
+  memoryParts,
+  optimizerBytes,
+  parameterCount,
+  peakBytes,
+  type QuestionSize,
+  type Stage,
+} from "./plan.ts";
 import { type Lengths, questionSize } from "./question-size.ts";
+import {
+  cheapestThatFits,
+  describePlan,
+  percent,
+  type RecomputeChoice,
+  recomputeChoices,
+  roomBeside,
+} from "./recompute-plan.ts";
 import { totalSteps } from "./schedule.ts";
 
 /** A data set of the plan. */
@@ -38,8 +57,21 @@ export async function planLines(stage: Stage, config: Config): Promise<string[]>
     ...stepLines(stage, config, sets),
     ...tokenLines(stage, config, lengths),
     ...compatLines(config),
-    ...memoryLines(stage, config, shape, lengths.size),
+    ...memoryLines(stage, config, shape, lengths.size, deviceBytes(config)),
   ];
+}
+
+/** Memory of the device that the plan is made for; null where it is not in this machine. A dry run has no libtorch to ask: the driver's tool says it. */
+function deviceBytes({ device }: Config): number | null {
+  if (device === "cpu") return totalmem();
+  const index = /^cuda:(\d+)$/.exec(device)?.[1] ?? "0";
+  try {
+    const query = ["--query-gpu=memory.total", "--format=csv,noheader,nounits", `--id=${index}`];
+    const mib = Number(execFileSync("nvidia-smi", query, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }));
+    return mib > 0 ? mib * 2 ** 20 : null;
+  } catch {
+    return null; // no driver here
+  }
 }
 
 async function readSets(stage: Stage, config: Config): Promise<PlannedSet[]> {
@@ -140,20 +172,72 @@ function compatLines({ compat }: Config): string[] {
   return on.length === 0 ? [] : [`as the seed does: ${on.map(([name]) => `compat.${name}`).join(", ")}`];
 }
 
-function memoryLines(stage: Stage, config: Config, shape: Qwen2VLConfig | null, size: QuestionSize | null): string[] {
+function memoryLines(
+  stage: Stage,
+  config: Config,
+  shape: Qwen2VLConfig | null,
+  size: QuestionSize | null,
+  device: number | null,
+): string[] {
   if (shape === null) return [];
   const known = size ?? { prompt: 0, vision: 0, completion: 0 };
-  const parts = memoryParts(stage, config, shape, known).filter(({ during }) => size !== null || during === "always");
+  const again = size === null || stage === "eval" ? null : recomputed(stage, config, shape, size, device);
+  const parts = memoryParts(stage, config, shape, known, again?.chosen.plan).filter(
+    ({ during }) => size !== null || during === "always",
+  );
+  const host = stage === "eval" ? 0 : optimizerBytes(config, shape).host;
   const when: Record<MemoryPart["during"], string> = {
     always: "",
     rollout: ", in the rollout only",
     update: ", in the update only",
   };
   return [
+    ...(again?.lines ?? []),
     `memory on ${config.device}, GiB; weights to optimizer exactly, the rest estimated, CUDA's own not counted`,
     ...parts.map(({ name, bytes, during }) => `  ${name}: ${gib(bytes)}${when[during]}`),
+    ...(host > 0 ? [`  moments, in host memory and not counted: ${gib(host)}`] : []),
     size === null ? `  the rest is not known: prompt lengths are not` : `  at most: ${gib(peakBytes(parts))}`,
   ];
+}
+
+/** What the largest pack computes again on this device; where the device is not known, on which device what. */
+function recomputed(
+  stage: Stage,
+  config: Config,
+  shape: Qwen2VLConfig,
+  size: QuestionSize,
+  device: number | null,
+): { chosen: RecomputeChoice; lines: string[] } {
+  const choices = recomputeChoices(largestPack(stage, config, shape, size), config, shape);
+  const always = memoryParts(stage, config, shape, size)
+    .filter(({ during }) => during === "always")
+    .reduce((sum, { bytes }) => sum + bytes, 0);
+  const head = `computed again in the update (model.recompute: ${config.model.recompute})`;
+  const say = ({ plan, share }: RecomputeChoice) =>
+    `${describePlan(plan)}${share === 0 ? "" : `, ${percent(share)} of a forward`}`;
+  if (device === null && choices.length > 1) {
+    const from = (choice: RecomputeChoice) =>
+      `${say(choice)}: from ${gib(roomBeside.device(always, choice.bytes))} GiB on`;
+    return {
+      chosen: choices[0],
+      lines: [`${head}, as little as fits the device`, ...worthTelling(choices).map((choice) => `  ${from(choice)}`)],
+    };
+  }
+  const room = device === null ? Number.POSITIVE_INFINITY : roomBeside.room(always, device);
+  const chosen = cheapestThatFits(choices, room);
+  const fit = chosen.bytes > room ? "; it may not fit" : "";
+  const on = device === null ? "" : `; ${config.device} has ${gib(device)} GiB${fit}`;
+  return { chosen, lines: [`${head}: ${say(chosen)}${on}`] };
+}
+
+/** The first and last, and of those between whatever takes 5 % less than the one told before. */
+function worthTelling(choices: readonly RecomputeChoice[]): RecomputeChoice[] {
+  const told: RecomputeChoice[] = [];
+  choices.forEach((choice, i) => {
+    const before = told.at(-1);
+    if (before === undefined || i === choices.length - 1 || choice.bytes < 0.95 * before.bytes) told.push(choice);
+  });
+  return told;
 }
 
 function count(value: number): string {

@@ -7,13 +7,15 @@
  */
 
 import type { Config } from "../config/schema.ts";
-import { headDim, patchWidth, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";
+import type { RecomputePlan } from "../model/pass.ts";
+import { headDim, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import { parameterSpecs } from "../model/qwen2vl/parameters.ts";
 import { kvDType, waveBytes } from "../rollout/kv-shape.ts";
 import { PREFILL_TOKENS } from "../rollout/prefill-packs.ts";
 import { planSlots, slotBytes } from "../rollout/slot-shape.ts";
 import type { Device, DType } from "../torch/tensor.ts";
-import { flatLayout } from "./flat-layout.ts";
+import { activationBytes, KEPT_FEATURES_BYTES, type PackSize, updateWorkspace } from "./activations.ts";
+import { bytesPerParameter, flatLayout, stagingBytes } from "./flat-layout.ts";
 
 export type Stage = "grpo" | "sft" | "eval";
 
@@ -31,24 +33,19 @@ export interface MemoryPart {
   during: "always" | "rollout" | "update";
 }
 
-/** A pack of the largest size that a batch of questions of this size makes. */
-export interface PackSize {
-  tokens: number; // T
-  completionTokens: number; // Tc
-  patches: number; // N, before the merge
-}
-
-// As in src/model/lm-head.ts: logits of one chunk, and up to how many log-softmax values are kept for the backward.
-export const CHUNK_ELEMENTS = 2 ** 28;
-export const KEEP_ELEMENTS = 2 ** 26;
-
 /** Number of weights; a tied head is the embedding and counts once. Qwen2-VL-7B: 8,291,375,616. */
 export function parameterCount(shape: Qwen2VLConfig): number {
   return parameterSpecs(shape).reduce((sum, spec) => sum + product(spec.shape), 0);
 }
 
-/** Every part of the memory that a run takes on its device. */
-export function memoryParts(stage: Stage, config: Config, shape: Qwen2VLConfig, size: QuestionSize): MemoryPart[] {
+/** Every part of the memory that a run takes on its device, with `recompute` in its passes. */
+export function memoryParts(
+  stage: Stage,
+  config: Config,
+  shape: Qwen2VLConfig,
+  size: QuestionSize,
+  recompute: RecomputePlan = { text: "none", vision: "none" },
+): MemoryPart[] {
   const bytes = bytesOf(config.dtype);
   const weights = parameterCount(shape) * bytes;
   const parts: MemoryPart[] = [{ name: "weights", bytes: weights, during: "always" }];
@@ -58,8 +55,10 @@ export function memoryParts(stage: Stage, config: Config, shape: Qwen2VLConfig, 
     const { gradients, optimizer } = optimizerBytes(config, shape);
     parts.push({ name: "gradients", bytes: gradients, during: "always" });
     parts.push({ name: "optimizer", bytes: optimizer, during: "always" });
+    const features = featureBytes(stage, config, shape, size);
+    if (features > 0) parts.push({ name: "features kept", bytes: features, during: "always" });
     const pack = largestPack(stage, config, shape, size);
-    parts.push({ name: "activations", bytes: activationBytes(pack, config, shape), during: "update" });
+    parts.push({ name: "activations", bytes: activationBytes(pack, config, shape, recompute), during: "update" });
     parts.push({ name: "update workspace", bytes: updateWorkspace(pack, config, shape), during: "update" });
   }
   if (stage !== "sft") {
@@ -76,16 +75,31 @@ export function peakBytes(parts: readonly MemoryPart[]): number {
   return during("always") + Math.max(during("rollout"), during("update"));
 }
 
-/** What AdamW allocates (optimizer.ts): gradients in the weights' type, two float32 moments, 16 low bits of a bfloat16 weight's master. */
-export function optimizerBytes(config: Config, shape: Qwen2VLConfig): { gradients: number; optimizer: number } {
+/** What AdamW allocates (optimizer.ts): gradients and, on the device and on the host, moments and the low halves of a bfloat16 weight's master. */
+export function optimizerBytes(
+  config: Config,
+  shape: Qwen2VLConfig,
+): { gradients: number; optimizer: number; host: number } {
   const trained = parameterSpecs(shape).filter(
     ({ name }) => !(config.model.freezeVision && name.startsWith("visual.")),
   );
   const { size } = flatLayout(trained.map((spec) => product(spec.shape)));
-  return {
-    gradients: size * bytesOf(config.dtype),
-    optimizer: size * (config.dtype === "bfloat16" ? 4 + 4 + 2 : 4 + 4),
-  };
+  const { gradients, device, host } = bytesPerParameter(config);
+  return { gradients: size * gradients, optimizer: size * device + stagingBytes(config, size), host: size * host };
+}
+
+/** Features of pictures that are kept (vision-features.ts), at most: of a step's questions, or of all where they may be asked again. */
+function featureBytes(stage: Stage, config: Config, shape: Qwen2VLConfig, size: QuestionSize): number {
+  const { questionsPerStep, epochs, steps, klCoef } = config.trainer;
+  const recurs = epochs > 1 || steps !== undefined;
+  const { freezeVision } = config.model;
+  const keeps = stage === "grpo" ? freezeVision || (recurs && klCoef > 0) : freezeVision && recurs;
+  if (!keeps || size.vision === 0) return 0;
+  const question = size.vision * shape.text.hiddenSize * bytesOf(config.dtype);
+  return Math.min(
+    KEPT_FEATURES_BYTES,
+    questionsPerStep * (recurs ? (steps ?? Number.POSITIVE_INFINITY) : 1) * question,
+  );
 }
 
 /** As many units (a group, or with trainer.sharedPrefix: false a completion with its prompt) as fit trainer.tokensPerPack, at least one. */
@@ -100,55 +114,6 @@ export function largestPack(stage: Stage, config: Config, shape: Qwen2VLConfig, 
     completionTokens: units * perUnit * size.completion,
     patches: units * size.vision * shape.vision.spatialMergeSize ** 2,
   };
-}
-
-/**
- * What a pass keeps for its backward. Values per token of one text layer (src/model/qwen2vl/text.ts), X hidden, H and K heads of D, I intermediate:
- *   4 X (its input, the first norm's output, the sum behind attention, the second norm's output) + (H + 2 K) D (q, k, v in one) +
- *   (H + K) D (rotated q, k) + H D (attended) + 2 I (gate and up; swiglu_down keeps nothing else)
- * and per patch of one vision block (vision.ts), E wide, MLP r E: 4 E as above + 3 E (q, k, v) + 2 E (rotated) + E (attended) + 3 r E (up, its
- * sigmoid, their product). model.recompute "none" keeps this for every layer; "layer" keeps each layer's input, X or E, and the whole of one layer,
- * the one that is just walked back. Beside the layers: hidden states of the completion tokens before and behind the final norm and their
- * gradient, log-softmax where it is small enough to be kept, pixels of the patches.
- * Checked against resident memory after a forward on the CPU in float32, 16 layers 512 wide: text 997 MiB computed, 1,007 measured; vision 320 wide
- * 1,881 and 1,913; with recompute the peak, workspace included, 230 and 209, 367 and 352. Not checked on a GPU.
- */
-export function activationBytes(pack: PackSize, config: Config, shape: Qwen2VLConfig): number {
-  const bytes = bytesOf(config.dtype);
-  const { text, vision } = shape;
-  const { tokens: T, completionTokens: Tc, patches: N } = pack;
-  const D = headDim(shape);
-  const qkv = (text.numHeads + 2 * text.numKvHeads) * D;
-  const rotated = (text.numHeads + text.numKvHeads) * D;
-  const textGraph = T * (4 * text.hiddenSize + qkv + rotated + text.numHeads * D + 2 * text.intermediateSize);
-  const visionGraph = N * vision.embedDim * (10 + 3 * vision.mlpRatio);
-  const trained = !config.model.freezeVision;
-  const keepsAll = config.model.recompute === "none";
-  const textKept = text.numLayers * (keepsAll ? textGraph : T * text.hiddenSize);
-  const visionKept = trained ? vision.depth * (keepsAll ? visionGraph : N * vision.embedDim) : 0;
-  const walked = keepsAll ? 0 : Math.max(textGraph, trained ? visionGraph : 0);
-  const head = 3 * Tc * text.hiddenSize;
-  const kept = Tc * text.vocabSize <= KEEP_ELEMENTS ? Tc * text.vocabSize * 4 : 0;
-  const media = N * patchWidth(shape) + (N / vision.spatialMergeSize ** 2) * text.hiddenSize;
-  return (textKept + visionKept + walked + head + media) * bytes + kept;
-}
-
-/**
- * The largest thing an update makes beside that and drops again: one chunk of the head (logits, float32 logits, log-softmax, its exponential and
- * the logits' gradient), the gradient of one layer's MLP with that of its largest matrix, or the embedding's whole gradient before it is added.
- */
-export function updateWorkspace(
-  { tokens: T, completionTokens: Tc }: PackSize,
-  config: Config,
-  shape: Qwen2VLConfig,
-): number {
-  const bytes = bytesOf(config.dtype);
-  const { vocabSize: V, hiddenSize: X, intermediateSize: I } = shape.text;
-  const rows = Math.min(Tc, Math.max(1, Math.floor(CHUNK_ELEMENTS / V)));
-  const perLogit = config.dtype === "bfloat16" ? 2 + 4 + 4 + 4 + 2 : 3 * 4; // float32 logits need no conversion
-  const head = rows * V * perLogit;
-  const layer = (T * (5 * I + 3 * X) + 2 * I * X) * bytes;
-  return Math.max(head, layer, V * X * bytes);
 }
 
 /** Keys, values and what drawing takes, as the sampler allocates them: by slots on the CPU and where the kernels are for, by waves elsewhere. */

@@ -14,15 +14,16 @@ import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Prompt, Sample } from "../types.ts";
 import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
+  checkpointFiles,
   fingerprint,
-  latestCheckpoint,
   modelFolder,
   readCheckpoint,
   recordsFingerprint,
   restoreOptimizer,
-  saveCheckpoint,
   type TrainState,
 } from "./checkpoint.ts";
+import { latestCheckpoint } from "./checkpoint-folder.ts";
+import { Checkpointer } from "./checkpointer.ts";
 import { replaceFolder } from "./files.ts";
 import { AdamW } from "./optimizer.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
@@ -35,6 +36,7 @@ const FREE_KNOBS = [
   /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
   /^(eval|rendered|tinyModel)\./,
   /^trainer\.(saveEvery|keepLast|evalEvery|evalLimit|logCompletions)$/,
+  /^(model\.recompute|optimizer\.offload)$/, // change no result
 ];
 
 /** An open training run. */
@@ -44,6 +46,7 @@ export interface Session extends Pipeline {
   folder: RunFolder;
   model: Qwen2VL;
   optimizer: AdamW;
+  checkpoints: Checkpointer;
   samples: Sample[];
   levels: Record<string, Sample[]>; // evaluated on the way
   steps: number; // of the whole run
@@ -87,9 +90,11 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     announce(session, hooks, checkpoint, state);
     const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
     const startWeights = state?.start ?? fingerprint(model.parameters);
-    const optimizer = own(new AdamW(trainable(model, config), config.optimizer));
+    const optimizer = own(new AdamW(trainable(model, config), config.optimizer, config.seed));
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
-    return { ...session, folder, model, optimizer, startWeights, ...(await openPipeline(config, model, bad)) };
+    const pipeline = await openPipeline(config, model, bad);
+    const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast });
+    return { ...session, folder, model, optimizer, checkpoints, startWeights, ...pipeline };
   } catch (error) {
     for (const item of opened.reverse()) item[Symbol.dispose]();
     throw error;
@@ -113,7 +118,9 @@ function announce(
   } else if (hooks.resume) log.info("no complete checkpoint to resume from: starting from the beginning");
 }
 
+/** Also where a run ends with an error: a checkpoint that is being written is finished first. */
 export async function closeSession(session: Session): Promise<void> {
+  await session.checkpoints.close();
   await session.close();
   session.optimizer[Symbol.dispose]();
   session.model[Symbol.dispose]();
@@ -169,8 +176,9 @@ export async function evaluateSession(
   return results && evalMetrics(results);
 }
 
-export function saveSession(session: Session, step: number): void {
-  const { config, stage, folder, model, optimizer, samples, badSamples, bad, startWeights } = session;
+/** Begins the checkpoint of a step; resolves when training may go on, with `last` when it is complete. */
+export async function saveSession(session: Session, step: number, last: boolean): Promise<void> {
+  const { config, stage, model, optimizer, samples, badSamples, bad, startWeights } = session;
   const { torch } = versions();
   const state: TrainState = {
     stage,
@@ -183,11 +191,8 @@ export function saveSession(session: Session, step: number): void {
     config,
     versions: { node: process.version, torch },
   };
-  const saved = saveCheckpoint(folder.dir, state, model, optimizer, {
-    copyFrom: config.model.path,
-    keepLast: config.trainer.keepLast,
-  });
-  log.info({ checkpoint: saved }, "saved");
+  const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path });
+  await session.checkpoints.save(step, files, { last });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */

@@ -22,8 +22,10 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 import type { Metrics, Prompt, Sample } from "../types.ts";
 import { splitByTokens } from "./batch.ts";
+import { questionsRecur } from "./feature-sources.ts";
 import { readTogether } from "./loss.ts";
 import { firstNonFinite, StopWatch } from "./metrics.ts";
+import { RecomputePlanner } from "./recompute-planner.ts";
 import { learningRate } from "./schedule.ts";
 import {
   closeSession,
@@ -38,16 +40,21 @@ import {
 } from "./session.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
 
+interface SftRun extends Session {
+  planner: RecomputePlanner;
+}
+
 interface SftRecord {
   prompt: Prompt;
   completions: [response: Int32Array]; // ids, see responseIds
 }
 
 /** One step: from the records that (seed, step) names to the updated policy. */
-async function sftStep(run: Session, step: number): Promise<Metrics> {
+async function sftStep(run: SftRun, step: number): Promise<Metrics> {
   const watch = new StopWatch(synchronize);
   const prompts = await watch.time("data", () => loadPrompts(run, step)); // P records
   if (prompts.length === 0) return { "data/records": 0, "data/bad_samples": run.badSamples };
+  if (questionsRecur(run)) run.features?.know(prompts);
 
   const records = prompts.map((prompt): SftRecord => {
     return { prompt, completions: [responseIds(prompt.sample, run.processor.tokenizer)] };
@@ -89,19 +96,22 @@ export function responseIds(sample: Sample, tokenizer: Pick<Tokenizer, "encode" 
  * @throws NumericsError before the weights are touched when the loss or the gradient is not finite.
  */
 async function updatePolicy(
-  run: Session,
+  run: SftRun,
   step: number,
   packs: readonly SftRecord[][],
   tokens: number,
 ): Promise<Metrics> {
   const { config, model, optimizer } = run;
-  const { recompute, freezeVision } = config.model;
+  const { freezeVision } = config.model;
   const stats: Tensor[] = []; // per pack: sums of -log p and of the entropy
   optimizer.zeroGrad();
   try {
     for (const groups of packs) {
       scope(() => {
-        using pass = model.pass(packGroups(groups), { grad: true, recompute, freezeVision });
+        const packed = packGroups(groups);
+        const visionCache = run.features?.ofPack(packed);
+        const recompute = run.planner.for(packed);
+        using pass = model.pass(packed, { grad: true, recompute, freezeVision, visionCache });
         stats.push(keep(stack([sum(pass.logprobs), sum(pass.entropy)])));
         pass.backward(full(pass.logprobs.shape, -1 / tokens, { device: model.device })); // d loss / d logprob
       });
@@ -115,6 +125,7 @@ async function updatePolicy(
     const metrics = { "loss/sft": -mean(0), "loss/entropy": mean(1), "grad/norm": values.at(-1)?.[0] as number };
     const bad = firstNonFinite(metrics);
     if (bad !== undefined) throw refuseBatch(run, step + 1, bad, packs.flat(), values);
+    run.checkpoints.beforeUpdate();
     optimizer.step(rate, stats.at(-1) as Tensor);
     return { ...metrics, "optimizer/learning_rate": rate };
   } finally {
@@ -125,14 +136,16 @@ async function updatePolicy(
 /** Trains the policy that `config` describes. Returns after the last step, or after a signal once the step in progress is saved. */
 export async function trainSft(config: Config, hooks: TrainHooks = {}): Promise<TrainResult> {
   const session = await openSession(config, hooks, "sft");
+  const run: SftRun = Object.assign(session, { planner: new RecomputePlanner(config, session.model.config) });
   try {
     return await trainingLoop(
       {
         steps: session.steps,
         firstStep: session.firstStep,
-        runStep: (step) => sftStep(session, step),
+        runStep: (step) => sftStep(run, step),
         evaluate: (stopped) => evaluateSession(session, hooks, stopped),
-        save: (step) => saveSession(session, step),
+        save: (step, last) => saveSession(session, step, last),
+        checkpoints: session.checkpoints,
         exportModel: () => exportSession(session),
       },
       session.folder,

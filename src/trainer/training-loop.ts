@@ -4,6 +4,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Config } from "../config/schema.ts";
 import { log } from "../log.ts";
 import type { Metrics } from "../types.ts";
+import type { Checkpointer } from "./checkpointer.ts";
 import { Eta } from "./metrics.ts";
 import type { RunFolder } from "./run-folder.ts";
 
@@ -44,7 +45,10 @@ export interface Training {
   runStep(step: number): Promise<Metrics>;
   /** `eval/<level>/...`; null when `stopped` turned true on the way. */
   evaluate(stopped: () => boolean): Promise<Metrics | null>;
-  save(stepsDone: number): void;
+  /** Begins a checkpoint; resolves when training may go on. `last`: no step follows; the checkpoint is complete then. */
+  save(stepsDone: number, last: boolean): Promise<void>;
+  /** Those that are written while steps are made. */
+  checkpoints: Pick<Checkpointer, "check" | "saved" | "takeMetrics">;
   /** Writes the trained model; returns its folder. */
   exportModel(): string;
 }
@@ -52,7 +56,8 @@ export interface Training {
 /**
  * Runs steps until the last one, or until SIGTERM or SIGINT: then the step in progress is finished and saved and the function returns with
  * `finished: false`. A second signal ends the process at once.
- * A step's line is written before its checkpoint, so every line up to a checkpoint's step is there when a run resumes from it.
+ * A step's line is written before its checkpoint, so every line up to a checkpoint's step is there when a run resumes from it; what a
+ * checkpoint took stands in a later step's line. One that fails ends the run at the end of the step in which it does.
  */
 export async function trainingLoop(
   training: Training,
@@ -61,7 +66,7 @@ export async function trainingLoop(
   hooks: TrainHooks,
 ): Promise<TrainResult> {
   const { saveEvery, evalEvery } = config.trainer;
-  const { steps } = training;
+  const { steps, checkpoints } = training;
   const stop = listenForStop();
   const isEvalDue = (done: number) => evalEvery > 0 && (done % evalEvery === 0 || done === steps);
   let done = training.firstStep;
@@ -74,13 +79,16 @@ export async function trainingLoop(
       done++;
       hooks.onProgress?.({ step: done, steps, metrics, etaS: eta.tick(steps - done) });
       const evaluated = isEvalDue(done) && !stop.requested() ? await training.evaluate(stop.requested) : null;
-      folder.writeMetrics(done, { ...metrics, ...evaluated });
-      await nextTurn(); // signals are handed over between turns of the event loop
-      if (done === steps || stop.requested() || (saveEvery > 0 && done % saveEvery === 0)) {
+      folder.writeMetrics(done, { ...metrics, ...evaluated, ...checkpoints.takeMetrics() });
+      await nextTurn(); // signals, and what became of a checkpoint, are handed over between turns of the event loop
+      checkpoints.check();
+      const last = done === steps || stop.requested();
+      if (last || (saveEvery > 0 && done % saveEvery === 0)) {
         folder.flush();
-        training.save(done);
+        await training.save(done, last);
       }
     }
+    await checkpoints.saved();
   } finally {
     stop.end();
   }

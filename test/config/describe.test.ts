@@ -25,7 +25,7 @@ test("knobs of each kind", () => {
   expect(knobs.get("model.path")).toMatchObject({ type: "string", default: "required" });
   expect(knobs.get("trainer.steps")).toMatchObject({ type: "integer > 0", default: "none" });
   expect(knobs.get("rewards")).toMatchObject({ type: "list", default: "`[{name: accuracy}]`" });
-  expect(knobs.get("model.recompute")?.type).toBe("`none`, `layer`");
+  expect(knobs.get("model.recompute")?.type).toBe("`auto`, `none`, `selective`, `layer`");
   expect(knobs.get("rollout.groupSize")?.elsewhere).toBe("TRL `num_generations`, verl `actor_rollout_ref.rollout.n`");
 });
 

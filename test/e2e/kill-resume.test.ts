@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { dumpConfig } from "../../src/config/load.ts";
 import type { Config } from "../../src/config/schema.ts";
-import { latestCheckpoint } from "../../src/trainer/checkpoint.ts";
+import { latestCheckpoint } from "../../src/trainer/checkpoint-folder.ts";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "../trainer/tiny-run.ts";
 

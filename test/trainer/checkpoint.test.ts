@@ -11,7 +11,9 @@ import {
 import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { CheckpointError } from "../../src/errors.ts";
-import { latestCheckpoint, readCheckpoint } from "../../src/trainer/checkpoint.ts";
+import { readCheckpoint } from "../../src/trainer/checkpoint.ts";
+import { latestCheckpoint } from "../../src/trainer/checkpoint-folder.ts";
+import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { trainSft } from "../../src/trainer/sft.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
@@ -55,6 +57,14 @@ test("the newest ones are kept, each with a model of its own and a manifest, and
   expect(state.config.seed).toBe(7);
   expect(latestCheckpoint(trained)).toBe(checkpoint);
   expect(() => readCheckpoint(checkpoint, "grpo")).toThrow(/belongs to a run of sft/);
+});
+
+test("what a checkpoint took stands in the metrics of the steps after it", () => {
+  const lines = readMetrics(path.join(trained, "metrics.jsonl"));
+  const stepsWith = (name: string) => lines.filter((line) => name in line).map(({ step }) => step);
+  expect(stepsWith("time/checkpoint_s")).toEqual([2, 3]);
+  const written = lines.map((line) => line["time/checkpoint_write_s"]).filter((seconds) => seconds !== undefined);
+  expect(written.every((seconds) => seconds > 0)).toBe(true); // where a step is over before the writing, its line comes later or not at all
 });
 
 test("the exported model is the last checkpoint's", () => {

@@ -3,9 +3,11 @@ import { configSchema } from "../../src/config/schema.ts";
 import { CheckpointError } from "../../src/errors.ts";
 import type { Parameter } from "../../src/model/parameter.ts";
 import { normal } from "../../src/random.ts";
-import { cast, clone, copy_ } from "../../src/torch/ops.ts";
-import { scope } from "../../src/torch/scope.ts";
+import { cast, clone, copy_, full, slice, sub } from "../../src/torch/ops.ts";
+import { liveTensors, scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray } from "../../src/torch/tensor.ts";
+import { bytesPerParameter, flatLayout, stagingBytes } from "../../src/trainer/flat-layout.ts";
+import { createMoments, type MomentKind, StagedMoments } from "../../src/trainer/moments.ts";
 import { AdamW } from "../../src/trainer/optimizer.ts";
 
 const defaults = configSchema.parse({ model: { path: "unused" } }).optimizer;
@@ -127,9 +129,14 @@ test("gradients are views of one buffer: cleared together, added to in place", (
   for (const { tensor } of all) tensor.free();
 });
 
-test("a restored state goes on bit for bit; a state that does not fit is refused", () => {
+const KINDS: MomentKind[] = ["float32", "bfloat16", "int8"];
+
+test.each(
+  KINDS,
+)("%s moments: a restored state goes on bit for bit; a state that does not fit is refused", (moments) => {
+  const config = { ...defaults, moments };
   const straight = parameters("bfloat16");
-  const first = new AdamW(straight, defaults);
+  const first = new AdamW(straight, config, 5);
   const run = (optimizer: AdamW, all: readonly Parameter[], from: number, to: number) => {
     for (let step = from; step < to; step++) {
       setGradients(all, step);
@@ -140,7 +147,7 @@ test("a restored state goes on bit for bit; a state that does not fit is refused
   run(first, straight, 0, 3);
   const copies = straight.map((parameter) => ({ ...parameter, tensor: clone(parameter.tensor) }));
   const saved = new Map(first.state().map(({ name, tensor }) => [name, clone(tensor)]));
-  const second = new AdamW(copies, defaults);
+  const second = new AdamW(copies, config, 5);
   second.restore(3, (name) => saved.get(name), "file");
   run(first, straight, 3, 6);
   run(second, copies, 3, 6);
@@ -152,7 +159,136 @@ test("a restored state goes on bit for bit; a state that does not fit is refused
 
   expect(() => second.restore(1, () => undefined, "file")).toThrow(/matrix\.m is missing/);
   expect(() => second.restore(1, () => saved.get("bias.m"), "file")).toThrow(CheckpointError);
+  for (const other of KINDS.filter((kind) => kind !== moments)) {
+    const third = new AdamW(copies, { ...defaults, moments: other });
+    expect(() => third.restore(3, (name) => saved.get(name), "file")).toThrow(
+      `holds moments of ${moments}, and optimizer.moments is ${other}`,
+    );
+    expect(third.updates).toBe(0);
+    third[Symbol.dispose]();
+  }
   for (const optimizer of [first, second]) optimizer[Symbol.dispose]();
   for (const tensor of saved.values()) tensor.free();
   for (const { tensor } of [...straight, ...copies]) tensor.free();
+});
+
+test("what a checkpoint holds: names and types", () => {
+  const shapes = Object.keys(SHAPES).length;
+  const kinds = {
+    float32: ["m", "v", "low"],
+    bfloat16: ["m", "v", "low"],
+    int8: ["m", "v", "m_scale", "v_scale", "low"],
+  };
+  for (const moments of KINDS) {
+    const all = parameters("bfloat16");
+    const optimizer = new AdamW(all, { ...defaults, moments });
+    const state = optimizer.state();
+    expect(state.slice(0, state.length / shapes).map(({ name }) => name)).toEqual(
+      kinds[moments].map((k) => `matrix.${k}`),
+    );
+    const dtype = moments === "int8" ? "uint8" : moments;
+    for (const { name, tensor } of state) {
+      const wanted = /\.[mv]$/.test(name) ? dtype : name.endsWith("low") ? "int16" : "float32";
+      expect([name, tensor.dtype]).toEqual([name, wanted]);
+    }
+    optimizer[Symbol.dispose]();
+    for (const { tensor } of all) tensor.free();
+  }
+});
+
+test("a gradient that is not finite leaves weights and state as they are, and the norm tells", () => {
+  const all = parameters("float32");
+  const optimizer = new AdamW(all, { ...defaults, moments: "int8" });
+  setGradients(all, 0);
+  using good = optimizer.gradNorm();
+  optimizer.step(0.1, good);
+  const before = [numbersOf(all), optimizer.state().map(({ tensor }) => tensor.toNumbers())];
+  scope(() => void copy_(slice(all[1]!.tensor.grad!, 0, 3, 4), full([1], Number.NaN)));
+  using bad = optimizer.gradNorm();
+  expect(bad.item()).toBeNaN();
+  optimizer.step(0.1, bad);
+  expect([numbersOf(all), optimizer.state().map(({ tensor }) => tensor.toNumbers())]).toEqual(before);
+  optimizer[Symbol.dispose]();
+  for (const { tensor } of all) tensor.free();
+});
+
+test("another seed rounds otherwise, by less than the step", () => {
+  const [a, b] = [1, 2].map((seed) => {
+    const all = parameters("float32");
+    const optimizer = new AdamW(all, { ...defaults, moments: "bfloat16" }, seed);
+    for (let step = 0; step < 5; step++) {
+      setGradients(all, step);
+      using norm = optimizer.gradNorm();
+      optimizer.step(1e-3, norm);
+    }
+    const weights = numbersOf(all).flat();
+    optimizer[Symbol.dispose]();
+    for (const { tensor } of all) tensor.free();
+    return weights;
+  }) as [number[], number[]];
+  expect(a).not.toEqual(b);
+  a.forEach((value, i) => {
+    expect(Math.abs(value - b[i]!)).toBeLessThan(1e-3);
+  });
+});
+
+test.each(KINDS)("%s moments that pass through stages of any size are those that stay", (kind) => {
+  const { size } = flatLayout([300, 1000, 5]);
+  for (const stageElements of [256, 512, 1024, 2 ** 20]) {
+    using staged = new StagedMoments(kind, size, "cpu", stageElements);
+    using resident = createMoments(kind, size, "cpu", "cpu"); // on the CPU there is nothing to do
+    expect(resident).not.toBeInstanceOf(StagedMoments);
+    for (const moments of [staged, resident]) {
+      for (let turn = 1; turn <= 3; turn++) {
+        let covered = 0;
+        moments.update((range, begin) => {
+          expect(begin).toBe(covered);
+          covered += range.m.numel;
+          scope(() => {
+            for (const [tensor, unit] of [
+              [range.m, 1],
+              [range.v, 1],
+              [range.mScale, 256],
+              [range.vScale, 256],
+            ] as const) {
+              if (tensor === null) continue;
+              // What it was, and the place: a range that came from or went to the wrong place shows.
+              const places = Float32Array.from({ length: tensor.numel }, (_, i) => ((begin / unit + i) % 7) + turn);
+              copy_(tensor, cast(sub(fromArray(places, [tensor.numel]), cast(tensor, "float32")), tensor.dtype));
+            }
+          });
+        });
+        expect(covered).toBe(size);
+      }
+      moments.settle();
+    }
+    const all = ({ whole }: typeof staged | typeof resident) =>
+      Object.values(whole).map((tensor) => tensor?.toNumbers());
+    expect(all(staged)).toEqual(all(resident));
+    expect(all(staged)[0]!.some((value: number) => value > 1)).toBe(true);
+  }
+});
+
+test("the plan's arithmetic is what is allocated", () => {
+  for (const moments of KINDS) {
+    for (const dtype of ["float32", "bfloat16"] as const) {
+      const all = parameters(dtype);
+      const { size } = flatLayout(all.map(({ tensor }) => tensor.numel));
+      const before = liveTensors().bytes;
+      const optimizer = new AdamW(all, { ...defaults, moments });
+      const bytes = bytesPerParameter({ device: "cpu", dtype, optimizer: { moments, offload: "cpu" } });
+      expect(liveTensors().bytes - before).toBe(size * (bytes.gradients + bytes.device));
+      expect(bytes.host).toBe(0);
+      const away = bytesPerParameter({ device: "cuda", dtype, optimizer: { moments, offload: "cpu" } });
+      expect(away.device + away.host).toBe(bytes.device);
+      expect(away.host).toBe({ float32: 8, bfloat16: 4, int8: 2 + 1 / 32 }[moments]);
+      optimizer[Symbol.dispose]();
+      for (const { tensor } of all) tensor.free();
+    }
+  }
+  expect(stagingBytes({ device: "cpu", optimizer: { moments: "float32", offload: "cpu" } }, 1000)).toBe(0);
+  expect(stagingBytes({ device: "cuda", optimizer: { moments: "bfloat16", offload: "cpu" } }, 2048)).toBe(2048 * 4);
+  expect(stagingBytes({ device: "cuda", optimizer: { moments: "int8", offload: "cpu" } }, 2 ** 33)).toBe(
+    3 * 2 ** 25 * (2 + 1 / 32),
+  );
 });

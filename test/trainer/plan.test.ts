@@ -5,22 +5,20 @@ import { checkData } from "../../src/data/check-data.ts";
 import { spread } from "../../src/data/check-set.ts";
 import { Tokenizer } from "../../src/data/tokenizer.ts";
 import { parseConfig } from "../../src/model/qwen2vl/config.ts";
+import type { Recompute } from "../../src/model/tape.ts";
 import { DecodeBuffers, sizesOf } from "../../src/rollout/decode-buffers.ts";
 import { slotBytes } from "../../src/rollout/slot-shape.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
+import { activationBytes, CHUNK_ELEMENTS, KEEP_ELEMENTS, updateWorkspace } from "../../src/trainer/activations.ts";
 import { openModel, readTrainingData } from "../../src/trainer/assemble.ts";
 import { AdamW } from "../../src/trainer/optimizer.ts";
 import {
-  activationBytes,
-  CHUNK_ELEMENTS,
-  KEEP_ELEMENTS,
   largestPack,
   memoryParts,
   optimizerBytes,
   parameterCount,
   peakBytes,
   type Stage,
-  updateWorkspace,
   visionEstimate,
 } from "../../src/trainer/plan.ts";
 import { planLines } from "../../src/trainer/plan-text.ts";
@@ -92,22 +90,30 @@ test("packs: as many groups as the budget holds, at least one, at most the batch
   expect(pack({}, "sft").tokens).toBe(7 * 1105);
 });
 
-test("activations: what a layer keeps per token, times layers, or one layer and every layer's input", () => {
-  // One text token, no pictures, no completion: X 3584, (28 + 2 x 4) heads of 128, I 18944.
+test("activations: what a layer keeps per token, times layers, and what is made again at one of them", () => {
+  // One text token, no pictures, no completion: X 3584, (28 + 2 x 4) heads of 128, I 18944, and 28 log-sum-exps.
   const perLayer = 4 * 3584 + 36 * 128 + 32 * 128 + 28 * 128 + 2 * 18944;
   const token = { tokens: 1, completionTokens: 0, patches: 0 };
-  const kept = (recompute: "none" | "layer", freezeVision = false, pack = token) =>
-    activationBytes(pack, config({ model: { path: "unused", recompute, freezeVision } }), seven);
-  expect(kept("none")).toBe(2 * 28 * perLayer);
+  const kept = (recompute: Recompute, freezeVision = false, pack = token, more: object = {}) =>
+    activationBytes(pack, config({ model: { path: "unused", freezeVision }, ...more }), seven, {
+      text: recompute,
+      vision: recompute,
+    });
+  expect(kept("none")).toBe(28 * (2 * perLayer + 28 * 4));
+  expect(kept("norms")).toBe(28 * (2 * (2 * 3584 + 36 * 128 + 28 * 128 + 2 * 18944) + 28 * 4) + 2 * 3584);
+  expect(kept("mlp")).toBe(28 * (2 * (2 * 3584 + 36 * 128 + 28 * 128) + 28 * 4) + 2 * (3584 + 2 * 18944));
   expect(kept("layer")).toBe(2 * (28 * 3584 + perLayer));
-  // One merged patch of four: 22 E a block, pixels, and one feature.
+  // One merged patch of four: 18 E a block where quick GELU is a kernel, 22 E elsewhere; 16 log-sum-exps; pixels, and one feature.
   const patches = { tokens: 0, completionTokens: 0, patches: 4 };
-  expect(kept("none", false, patches)).toBe(2 * (4 * 32 * 22 * 1280 + 4 * 1176 + 3584));
-  expect(kept("layer", false, patches)).toBe(2 * (4 * (32 + 22) * 1280 + 4 * 1176 + 3584));
-  expect(kept("none", true, patches)).toBe(2 * (4 * 1176 + 3584));
-  // The head: three rows of hidden states; log-softmax only while it is small.
+  const rest = 4 * 1176 + 3584;
+  expect(kept("none", false, patches)).toBe(4 * 32 * (2 * 18 * 1280 + 16 * 4) + 2 * rest);
+  expect(kept("none", false, patches, { dtype: "float32" })).toBe(4 * 32 * (4 * 22 * 1280 + 16 * 4) + 4 * rest);
+  expect(kept("mlp", false, patches)).toBe(4 * 32 * (2 * 6 * 1280 + 16 * 4) + 2 * (4 * 13 * 1280 + rest));
+  expect(kept("layer", false, patches)).toBe(2 * (4 * (32 + 18) * 1280 + rest));
+  expect(kept("none", true, patches)).toBe(2 * rest);
+  // The head: three rows of hidden states; logits only while they are few.
   const answers = (completionTokens: number) => kept("layer", false, { ...token, tokens: 0, completionTokens });
-  expect(answers(1)).toBe(3 * 3584 * 2 + 152_064 * 4);
+  expect(answers(1)).toBe(3 * 3584 * 2 + 152_064 * 2);
   expect(answers(1000)).toBe(1000 * 3 * 3584 * 2);
 });
 
@@ -247,6 +253,46 @@ test("what is missing is said, and the rest is planned all the same", async () =
   expect((await planLines("grpo", free)).find((line) => line.startsWith("tokens: "))).toMatch(
     /^tokens: unknown: without data\.resizedHeight/,
   );
+});
+
+test("what is computed again is said: on this device, or on which device what; by part of the model", async () => {
+  const released = (more: object, device = "cuda") => ({
+    ...tinyConfig(world, "again", {
+      model: { path: "/no/such/Qwen2-VL-7B-Instruct", ...more },
+      data: { train: [], eval: {}, resizedHeight: 252, resizedWidth: 252 },
+    }),
+    device,
+    dtype: "bfloat16" as const,
+  });
+  const told = async (some: Config) =>
+    (await planLines("grpo", some)).filter((line) => /\d GiB|computed again/.test(line));
+  const [head, ...from] = await told(released({}));
+  if (head?.includes("as little as fits")) {
+    const least = from.map((line) => Number(/from ([\d.]+) GiB on$/.exec(line)?.[1]));
+    expect(least.length).toBeGreaterThan(2);
+    expect([...least].sort((a, b) => b - a)).toEqual(least);
+    expect(from[0]).toMatch(/^ {2}nothing: from /);
+    expect(from.at(-1)).toMatch(/^ {2}whole layers, 1\d\d % of a forward: from /);
+    expect(from.some((line) => /language model \w+.*, vision tower \w+/.test(line))).toBe(true);
+  } else expect(head).toMatch(/^computed again in the update \(model.recompute: auto\): .*; cuda has [\d.]+ GiB/);
+  // no CPU of a test machine holds it
+  expect((await told(released({}, "cpu")))[0]).toMatch(/: whole layers, .*; cpu has [\d.]+ GiB; it may not fit$/);
+  expect((await told(released({ recompute: "none" })))[0]).toMatch(/\(model.recompute: none\): nothing$/);
+  const peak = async (some: Config) => Number(/[\d.]+$/.exec((await planLines("grpo", some)).at(-1) ?? "")?.[0]);
+  expect(await peak(released({ recompute: "layer" }))).toBeLessThan(await peak(released({ recompute: "none" })));
+});
+
+test("features that are kept count: of a step's questions, or of all that may be asked again, up to a limit", () => {
+  const kept = (stage: Stage, model: object, trainer: object = {}) =>
+    partsOf(stage, config({ model: { path: "unused", ...model }, trainer }))["features kept"];
+  const question = 729 * 3584 * 2;
+  expect(kept("grpo", {})).toBeUndefined();
+  expect(kept("grpo", { freezeVision: true })).toBe(8 * question);
+  expect(kept("grpo", {}, { steps: 3 })).toBe(3 * 8 * question);
+  expect(kept("grpo", {}, { steps: 3, klCoef: 0 })).toBeUndefined();
+  expect(kept("grpo", {}, { epochs: 2 })).toBe(2 ** 30);
+  expect(kept("sft", { freezeVision: true })).toBeUndefined();
+  expect(kept("sft", { freezeVision: true }, { epochs: 2 })).toBe(2 ** 30);
 });
 
 test("SFT counts responses, eval its answers", async () => {

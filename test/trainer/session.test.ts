@@ -12,7 +12,7 @@ test("knobs that make another run are named, those that do not are left out", ()
     threads: 4,
     data: { train: [{ file: "b", format: "generic" }], workers: 7, prefetch: 0 },
     trainer: { saveEvery: 3, evalEvery: 9, steps: 12 },
-    optimizer: { learningRate: 2e-3 },
+    optimizer: { learningRate: 2e-3, offload: "cpu" },
   });
   expect(changedKnobs(before, after)).toEqual([
     'data.train.0.file: "a" -> "b"',

@@ -5,6 +5,7 @@ import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { type Config, configSchema } from "../../src/config/schema.ts";
 import { RunFolder, readMetrics } from "../../src/trainer/run-folder.ts";
 import { type Training, trainingLoop } from "../../src/trainer/training-loop.ts";
+import type { Metrics } from "../../src/types.ts";
 
 let runDir: string;
 beforeEach(() => {
@@ -31,9 +32,14 @@ class Diary implements Training {
     this.entries.push("eval");
     return { "eval/L1/accuracy": 0.5 };
   }
-  save(done: number) {
-    this.entries.push(`save ${done}`);
+  async save(done: number, last: boolean) {
+    this.entries.push(last ? `last save ${done}` : `save ${done}`);
   }
+  checkpoints = {
+    check: () => {},
+    saved: async () => void this.entries.push("all saved"),
+    takeMetrics: (): Metrics => ({}),
+  };
   exportModel() {
     this.entries.push("export");
     return "final";
@@ -54,7 +60,8 @@ test("saves and evaluates when they are due, and at the end", async () => {
     finished: true,
     finalDir: "final",
   });
-  const expected = "eval, step 0, step 1, save 2, step 2, eval, step 3, save 4, step 4, eval, save 5, export";
+  const expected =
+    "eval, step 0, step 1, save 2, step 2, eval, step 3, save 4, step 4, eval, last save 5, all saved, export";
   expect(diary.entries.join(", ")).toBe(expected);
   expect(readMetrics(path.join(runDir, "metrics.jsonl"))).toEqual([
     { step: 0, "eval/L1/accuracy": 0.5 },
@@ -69,11 +76,11 @@ test("saves and evaluates when they are due, and at the end", async () => {
 test("a resumed training starts where it left off; a finished one only exports", async () => {
   const resumed = new Diary(3, 2);
   await run(resumed, { saveEvery: 0, evalEvery: 1 });
-  expect(resumed.entries).toEqual(["step 2", "eval", "save 3", "export"]);
+  expect(resumed.entries).toEqual(["step 2", "eval", "last save 3", "all saved", "export"]);
   rmSync(runDir, { recursive: true });
   const finished = new Diary(3, 3);
   await run(finished, { saveEvery: 1 });
-  expect(finished.entries).toEqual(["export"]);
+  expect(finished.entries).toEqual(["all saved", "export"]);
 });
 
 test("a signal lets the step finish, then saves; a second later the handlers are gone", async () => {
@@ -81,7 +88,7 @@ test("a signal lets the step finish, then saves; a second later the handlers are
   const diary = new Diary(9);
   diary.onStep = (step) => void (step === 3 && process.emit("SIGTERM", "SIGTERM"));
   expect(await run(diary, { saveEvery: 0, evalEvery: 4 })).toMatchObject({ step: 4, finished: false, finalDir: null });
-  expect(diary.entries).toEqual(["eval", "step 0", "step 1", "step 2", "step 3", "save 4"]);
+  expect(diary.entries).toEqual(["eval", "step 0", "step 1", "step 2", "step 3", "last save 4", "all saved"]);
   process.emit("SIGTERM", "SIGTERM"); // the same request, passed on late: nothing happens
   await vi.waitFor(() => expect(process.listenerCount("SIGTERM")).toBe(before), { timeout: 3000 });
 });
@@ -94,4 +101,25 @@ test("an error in a step is passed on, and handlers are taken off", async () => 
   };
   await expect(run(diary, {})).rejects.toThrow("broken");
   expect(process.listenerCount("SIGINT")).toBe(before);
+});
+
+test("what a checkpoint took stands in the line of the step after it; one that failed ends the run with that line written", async () => {
+  const diary = new Diary(9);
+  let after = "";
+  diary.onStep = (step) => {
+    after = `after step ${step}`;
+  };
+  diary.checkpoints.takeMetrics = (): Metrics => (after === "after step 2" ? { "time/checkpoint_s": 0.5 } : {});
+  diary.checkpoints.check = () => {
+    if (after === "after step 4") throw new Error("disk full");
+  };
+  await expect(run(diary, { saveEvery: 2 })).rejects.toThrow("disk full");
+  expect(diary.entries.filter((entry) => entry.includes("save"))).toEqual(["save 2", "save 4"]);
+  expect(readMetrics(path.join(runDir, "metrics.jsonl"))).toEqual([
+    { step: 1, loss: 0 },
+    { step: 2, loss: 1 },
+    { step: 3, loss: 2, "time/checkpoint_s": 0.5 },
+    { step: 4, loss: 3 },
+    { step: 5, loss: 4 },
+  ]);
 });

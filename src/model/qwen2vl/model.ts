@@ -11,7 +11,14 @@ import type { Parameter } from "../parameter.ts";
 import { PackedPass, type PassModel, type PassOptions } from "../pass.ts";
 import { Rope } from "../rope.ts";
 import { plainStep } from "../tape.ts";
-import { copyParameters, loadParameters, randomParameters, saveFolder } from "../weights.ts";
+import {
+  copyParameters,
+  type FolderContent,
+  folderContent,
+  loadParameters,
+  randomParameters,
+  saveFolder,
+} from "../weights.ts";
 import { configJson, generationJson, headDim, type Qwen2VLConfig, readConfig } from "./config.ts";
 import { groupWeights, parameterSpecs, type TextWeights, type VisionWeights } from "./parameters.ts";
 import { embedTokens, linear, rmsNorm, textLayers } from "./text.ts";
@@ -67,16 +74,23 @@ export class Qwen2VL implements Disposable {
   }
 
   /**
-   * Writes a folder that transformers loads: config.json, generation_config.json, weights under Qwen2-VL's original names.
-   * Every file is replaced whole; a folder that must appear at once is the caller's business (write beside it, then rename).
+   * The files of a Hugging Face folder: config.json, generation_config.json, weights under Qwen2-VL's original names.
    * @param options.copyFrom a folder whose tokenizer and processor files are copied along
    */
-  save(folder: string, options: { copyFrom?: string; maxShardBytes?: number } = {}): void {
+  folderContent(options: { copyFrom?: string; maxShardBytes?: number } = {}): FolderContent {
     const files = {
       "config.json": configJson(this.config, this.dtype),
       "generation_config.json": generationJson(this.config),
     };
-    saveFolder(folder, this.parameters, files, options);
+    return folderContent(this.parameters, files, options);
+  }
+
+  /**
+   * Writes that folder. Every file is replaced whole; a folder that must appear at once is the caller's business (write beside it, then
+   * rename).
+   */
+  save(folder: string, options: { copyFrom?: string; maxShardBytes?: number } = {}): void {
+    saveFolder(folder, this.folderContent(options));
   }
 
   /** Features of images and videos, in the order given: [sum(t * h * w / merge^2), hidden]. No gradient. Belongs to the caller. */

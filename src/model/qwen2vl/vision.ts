@@ -10,6 +10,7 @@ import { op } from "../../torch/dispatch.ts";
 import {
   add,
   cat,
+  contiguous,
   gelu,
   layerNorm,
   linear,
@@ -22,11 +23,14 @@ import { scope } from "../../torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { VisionInput } from "../../types.ts";
 import { type Rope, type RopeTable, rotate } from "../rope.ts";
-import type { Step } from "../tape.ts";
+import type { Recompute, Step } from "../tape.ts";
 import { patchWidth, type Qwen2VLConfig } from "./config.ts";
 import type { Affine, VisionBlockWeights, VisionWeights } from "./parameters.ts";
 
 const quickGelu = op("grove::quick_gelu");
+const normLinear = op("grove::norm_linear");
+const quickGeluLinear = op("grove::quick_gelu_linear");
+const quickGeluMlp = op("grove::quick_gelu_mlp");
 
 const EPSILON = 1e-6; // of every LayerNorm in the tower
 
@@ -73,34 +77,47 @@ export function visionBatch(
 }
 
 /** Patches [N, patchWidth] to features [M, X], in steps: the patch embedding, each block, the merger. */
-export function visionTower(batch: VisionBatch, weights: VisionWeights, config: Qwen2VLConfig, step: Step): Tensor {
+export function visionTower(
+  batch: VisionBatch,
+  weights: VisionWeights,
+  config: Qwen2VLConfig,
+  step: Step,
+  recompute: Recompute = "none",
+): Tensor {
   let hidden = step(null, () => linear(batch.pixels, weights.patchEmbed)); // [N, E]
   const advance = (run: (input: Tensor) => Tensor) => {
     const next = step(hidden, (input) => run(input as Tensor));
     hidden.free();
     hidden = next;
   };
-  for (const block of weights.blocks) advance((x) => visionBlock(x, block, config, batch));
+  for (const block of weights.blocks) advance((x) => visionBlock(x, block, config, batch, recompute));
   advance((x) => mergePatches(x, weights, config));
   return hidden;
 }
 
+/** x [N, E] to [N, E]. `recompute` changes what its graph keeps (model/recompute.ts), not a bit of what comes out. */
 function visionBlock(
   x: Tensor,
   weights: VisionBlockWeights,
   config: Qwen2VLConfig,
   { rope, runs }: VisionBatch,
+  recompute: Recompute,
 ): Tensor {
   const { embedDim: E, numHeads: A } = config.vision;
   const N = x.size(0);
   const D = E / A;
-  const qkv = reshape(affine(norm(x, weights.norm1), weights.qkv), [N, 3 * A, D]);
+  const selective = recompute === "norms" || recompute === "mlp";
+  const normed = selective ? normAffine : (y: Tensor, first: Affine, then: Affine) => affine(norm(y, first), then);
+  const qkv = reshape(normed(x, weights.norm1, weights.qkv), [N, 3 * A, D]);
   const [unrotated, v] = split(qkv, [2 * A, A], 1) as [Tensor, Tensor];
   const [q, k] = split(rotate(unrotated, rope), [A, A], 1) as [Tensor, Tensor];
-  const attended = reshape(frameAttention(q, k, v, runs), [N, E]);
+  const attended = reshape(frameAttention(q, k, selective ? contiguous(v) : v, runs), [N, E]);
   const h = add(x, affine(attended, weights.proj));
-  const up = affine(norm(h, weights.norm2), weights.fc1);
-  return add(h, affine(quickGelu(up), weights.fc2));
+  const { norm2, fc1, fc2 } = weights;
+  if (recompute === "mlp")
+    return add(h, quickGeluMlp(h, norm2.weight, norm2.bias, EPSILON, fc1.weight, fc1.bias, fc2.weight, fc2.bias));
+  const up = normed(h, norm2, fc1);
+  return add(h, selective ? quickGeluLinear(up, fc2.weight, fc2.bias) : affine(quickGelu(up), fc2));
 }
 
 /** Every frame pair attends to itself: q, k, v [N, A, D] to [N, A, D]. Frames of equal size are one batch. */
@@ -158,4 +175,9 @@ function affine(x: Tensor, { weight, bias }: Affine): Tensor {
 
 function norm(x: Tensor, { weight, bias }: Affine): Tensor {
   return layerNorm(x, [x.size(-1)], weight, bias, EPSILON);
+}
+
+/** affine(norm(x)) whose graph keeps x alone. */
+function normAffine(x: Tensor, first: Affine, then: Affine): Tensor {
+  return normLinear(x, first.weight, first.bias, EPSILON, then.weight, then.bias);
 }

@@ -1,0 +1,138 @@
+/**
+ * Checkpoints as folders of a run: written, found, judged by their manifest. Knows no tensor, so that a thread without the engine can write
+ * one (checkpoint-worker.ts). What is in them: checkpoint.ts.
+ */
+
+import {
+  closeSync,
+  existsSync,
+  fdatasyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import path from "node:path";
+import { crc32 } from "node:zlib";
+import { CheckpointError } from "../errors.ts";
+import { replaceFile, replaceFolder } from "./files.ts";
+
+const MANIFEST = "manifest.json";
+
+/** Moves when a checkpoint written today could not be read by older code, or the other way round. */
+export const FORMAT = 1;
+
+/** The hidden name of a checkpoint while it is written (replaceFolder); one that is still there later was never finished. */
+const HALF_WRITTEN = /^\.checkpoint-\d+\./;
+
+export interface Manifest {
+  format: number;
+  files: Record<string, { bytes: number; crc32: number }>;
+}
+
+/** A file of a checkpoint by its path in it: its bytes, or the file whose bytes it takes. */
+export type FileToWrite = { name: string; parts: Iterable<Uint8Array> } | { name: string; copyOf: string };
+
+export interface CheckpointToWrite {
+  runDir: string;
+  step: number;
+  files: FileToWrite[];
+  /** Complete checkpoints that stay, this one counted. */
+  keepLast: number;
+}
+
+/**
+ * Writes a checkpoint, then removes all complete ones but the newest, and what killed processes left half-written. Returns its folder.
+ * @throws CheckpointError when a file cannot be written; nothing of the checkpoint stays then.
+ */
+export function writeCheckpoint({ runDir, step, files, keepLast }: CheckpointToWrite): string {
+  const folder = path.join(runDir, `checkpoint-${step}`);
+  try {
+    replaceFolder(folder, (temporary) => {
+      const written = files.map((file) => [file.name, writeFile(path.join(temporary, file.name), file)] as const);
+      const manifest: Manifest = { format: FORMAT, files: Object.fromEntries(written.sort(byName)) };
+      replaceFile(path.join(temporary, MANIFEST), JSON.stringify(manifest, null, 1));
+    });
+    const complete = listCheckpoints(runDir).filter(({ folder }) => isComplete(folder));
+    for (const { folder: old } of complete.slice(0, -keepLast)) rmSync(old, { recursive: true });
+    for (const name of readdirSync(runDir)) {
+      if (HALF_WRITTEN.test(name)) rmSync(path.join(runDir, name), { recursive: true });
+    }
+  } catch (error) {
+    if (!(error instanceof Error && "syscall" in error && "code" in error)) throw error;
+    throw new CheckpointError(folder, `could not be written: ${error.message}`, { code: error.code }, error);
+  }
+  return folder;
+}
+
+/** The newest checkpoint of a run that is complete (its manifest and every file of it, by size), or undefined. */
+export function latestCheckpoint(runDir: string): string | undefined {
+  return listCheckpoints(runDir).findLast(({ folder }) => isComplete(folder))?.folder;
+}
+
+/** @throws CheckpointError when there is none, or it is not JSON. */
+export function readManifest(folder: string): Manifest {
+  const file = path.join(folder, MANIFEST);
+  if (!existsSync(file))
+    throw new CheckpointError(folder, `has no ${MANIFEST}: it is no checkpoint, or was copied in part`);
+  try {
+    return JSON.parse(readFileSync(file, "utf8"));
+  } catch (error) {
+    throw new CheckpointError(file, "is not valid JSON", {}, error);
+  }
+}
+
+function listCheckpoints(runDir: string): { step: number; folder: string }[] {
+  if (!existsSync(runDir)) return [];
+  return readdirSync(runDir)
+    .flatMap((name) => {
+      const step = /^checkpoint-(\d+)$/.exec(name)?.[1];
+      return step === undefined ? [] : [{ step: Number(step), folder: path.join(runDir, name) }];
+    })
+    .sort((a, b) => a.step - b.step);
+}
+
+function isComplete(folder: string): boolean {
+  if (!existsSync(path.join(folder, MANIFEST))) return false;
+  return Object.entries(readManifest(folder).files).every(([file, { bytes }]) => {
+    const found = statSync(path.join(folder, file), { throwIfNoEntry: false });
+    return found?.size === bytes;
+  });
+}
+
+const PIECE_BYTES = 2 ** 22; // read by the checksum and then, from the processor's cache, by the write
+/** So many bytes at most wait in the page cache: more would make other files' flushes, and the end of this one, wait for them. */
+const FLUSH_BYTES = 2 ** 28;
+
+/** Writes a file in one pass. It is flushed but for the last bytes and its name; replaceFolder does that. */
+function writeFile(target: string, file: FileToWrite): Manifest["files"][string] {
+  mkdirSync(path.dirname(target), { recursive: true });
+  const descriptor = openSync(target, "w");
+  let bytes = 0;
+  let crc = 0;
+  let unflushed = 0;
+  try {
+    for (const part of "parts" in file ? file.parts : [readFileSync(file.copyOf)]) {
+      for (let begin = 0; begin < part.length; begin += PIECE_BYTES) {
+        const piece = part.subarray(begin, begin + PIECE_BYTES);
+        crc = crc32(piece, crc);
+        for (let done = 0; done < piece.length; ) done += writeSync(descriptor, piece, done);
+        unflushed += piece.length;
+        if (unflushed < FLUSH_BYTES) continue;
+        fdatasyncSync(descriptor);
+        unflushed = 0;
+      }
+      bytes += part.length;
+    }
+  } finally {
+    closeSync(descriptor);
+  }
+  return { bytes, crc32: crc };
+}
+
+function byName([a]: readonly [string, unknown], [b]: readonly [string, unknown]): number {
+  return a < b ? -1 : 1;
+}

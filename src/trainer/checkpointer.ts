@@ -1,0 +1,109 @@
+/**
+ * Saving while training goes on: a checkpoint's tensors are copied into host memory (snapshot.ts), and a thread writes it from there
+ * (checkpoint-thread.ts) while the next steps are made. One is in flight at a time. Where the host has no room for a snapshot, and for the
+ * last checkpoint of a session, which no step follows, the files are written from the tensors themselves; the bytes are the same.
+ */
+
+import { log } from "../log.ts";
+import { tensorBytes } from "../model/safetensors.ts";
+import { scope } from "../torch/scope.ts";
+import type { Metrics } from "../types.ts";
+import type { CheckpointFile } from "./checkpoint.ts";
+import { type CheckpointToWrite, type FileToWrite, writeCheckpoint } from "./checkpoint-folder.ts";
+import { CheckpointThread } from "./checkpoint-thread.ts";
+import { Snapshot } from "./snapshot.ts";
+
+export class Checkpointer {
+  readonly #runDir: string;
+  readonly #keepLast: number;
+  readonly #snapshot: Snapshot;
+  readonly #thread = new CheckpointThread();
+  #inFlight: Promise<void> = Promise.resolve(); // never rejects
+  #failure: { error: unknown } | null = null;
+  #metrics: Metrics = {};
+
+  constructor(runDir: string, options: { keepLast: number; snapshot?: Snapshot }) {
+    this.#runDir = runDir;
+    this.#keepLast = options.keepLast;
+    this.#snapshot = options.snapshot ?? new Snapshot();
+  }
+
+  /**
+   * Begins the checkpoint of a step, with the tensors as they are now; resolves when training may go on. With `last` it is complete then.
+   * @throws CheckpointError what this one, or the one before it, failed with
+   */
+  async save(step: number, files: readonly CheckpointFile[], options: { last?: boolean } = {}): Promise<void> {
+    const start = performance.now();
+    await this.saved();
+    const staged = options.last ? null : this.#snapshot.take(files);
+    const checkpoint = { runDir: this.#runDir, step, files: staged ?? files.map(inPlace), keepLast: this.#keepLast };
+    if (staged !== null) this.#inFlight = this.#write(checkpoint);
+    else announce(writeCheckpoint(checkpoint), secondsSince(start));
+    this.#metrics["time/checkpoint_s"] = secondsSince(start);
+  }
+
+  /** To be called before the weights or the optimizer's state change: a device may still be copying them. The host does not wait. */
+  beforeUpdate(): void {
+    this.#snapshot.beforeUpdate();
+  }
+
+  /** @throws CheckpointError what a checkpoint has failed with since */
+  check(): void {
+    const failure = this.#failure;
+    this.#failure = null;
+    if (failure !== null) throw failure.error;
+  }
+
+  /** Resolves when no checkpoint is in flight. @throws CheckpointError what the last one failed with */
+  async saved(): Promise<void> {
+    await this.#inFlight;
+    this.check();
+  }
+
+  /** `time/checkpoint_s`: how long the latest checkpoint held training; `time/checkpoint_write_s`: its writing beside training. Each once. */
+  takeMetrics(): Metrics {
+    const metrics = this.#metrics;
+    this.#metrics = {};
+    return metrics;
+  }
+
+  /** Waits for what is in flight. A failure that nobody has been told of is logged. */
+  async close(): Promise<void> {
+    await this.#inFlight;
+    if (this.#failure !== null) log.error({ error: String(this.#failure.error) }, "the last checkpoint failed");
+    await this.#thread.close();
+    this.#snapshot[Symbol.dispose]();
+  }
+
+  async #write(checkpoint: CheckpointToWrite): Promise<void> {
+    try {
+      await this.#snapshot.taken();
+      const { folder, seconds } = await this.#thread.write(checkpoint);
+      this.#metrics["time/checkpoint_write_s"] = seconds;
+      announce(folder, seconds);
+    } catch (error) {
+      this.#failure = { error };
+    }
+  }
+}
+
+function announce(checkpoint: string, seconds: number): void {
+  log.info({ checkpoint, seconds: Number(seconds.toFixed(3)) }, "saved");
+}
+
+/** A file whose tensors are fetched when their turn to be written comes. */
+function inPlace(file: CheckpointFile): FileToWrite {
+  if ("copyOf" in file) return file;
+  const { name } = file;
+  if ("bytes" in file) return { name, parts: [file.bytes] };
+  return { name, parts: tensorParts(file) };
+}
+
+function* tensorParts({ head, tensors }: Extract<CheckpointFile, { head: Uint8Array }>): Generator<Uint8Array> {
+  yield head;
+  for (const { read } of tensors) yield scope(() => tensorBytes(read()));
+}
+
+function secondsSince(start: number): number {
+  return (performance.now() - start) / 1000;
+}

@@ -1,0 +1,25 @@
+/** Which passes of a run take features of pictures and videos from where. */
+
+import type { Qwen2VL } from "../model/qwen2vl/model.ts";
+import { fingerprint } from "./checkpoint.ts";
+import type { Session } from "./session.ts";
+import { VisionFeatures } from "./vision-features.ts";
+
+/** Whether some question may be asked in two steps of a run. */
+export function questionsRecur(run: Pick<Session, "config" | "steps" | "samples">): boolean {
+  return run.steps * run.config.trainer.questionsPerStep > run.samples.length;
+}
+
+/**
+ * Where the reference's features come from: the policy's tower where that is frozen and the same, from what is kept of the reference's own where
+ * questions recur; null: each pass computes its own.
+ */
+export function referenceFeatures(
+  { features, model }: Pick<Session, "features" | "model">,
+  reference: Qwen2VL,
+  recur: boolean,
+): VisionFeatures | null {
+  const tower = ({ parameters }: Qwen2VL) => fingerprint(parameters.filter(({ name }) => name.startsWith("visual.")));
+  if (features !== null && tower(model) === tower(reference)) return features;
+  return recur ? new VisionFeatures(reference) : null;
+}

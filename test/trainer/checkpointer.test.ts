@@ -1,0 +1,155 @@
+/** Checkpoints written beside training: the same bytes as those written in place, of the step they name, whole or not there. */
+
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { CheckpointError } from "../../src/errors.ts";
+import { SafetensorsFile } from "../../src/model/safetensors.ts";
+import { fill_, slice } from "../../src/torch/ops.ts";
+import { keep, scope } from "../../src/torch/scope.ts";
+import { type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
+import { type CheckpointFile, tensorFile } from "../../src/trainer/checkpoint.ts";
+import { latestCheckpoint } from "../../src/trainer/checkpoint-folder.ts";
+import { Checkpointer } from "../../src/trainer/checkpointer.ts";
+import { filesBelow } from "../../src/trainer/files.ts";
+import { Snapshot } from "../../src/trainer/snapshot.ts";
+
+let folder: string;
+let tensors: Tensor[];
+const open: Checkpointer[] = [];
+
+beforeEach(() => {
+  folder = mkdtempSync(path.join(tmpdir(), "checkpointer-"));
+  tensors = (["float32", "bfloat16", "int16", "uint8"] as DType[]).map((dtype, i) =>
+    keep(
+      fromArray(
+        Float64Array.from({ length: 3 * (41 + 2 * i) }, (_, j) => j % 97),
+        [3, 41 + 2 * i],
+        { dtype },
+      ),
+    ),
+  );
+});
+afterEach(async () => {
+  for (const checkpoints of open.splice(0)) await checkpoints.close();
+  for (const tensor of tensors) tensor.free();
+  rmSync(folder, { recursive: true });
+});
+
+function checkpointer(name: string, snapshot?: Snapshot): { checkpoints: Checkpointer; runDir: string } {
+  const runDir = path.join(folder, name);
+  mkdirSync(runDir);
+  const checkpoints = new Checkpointer(runDir, { keepLast: 2, ...(snapshot && { snapshot }) });
+  open.push(checkpoints);
+  return { checkpoints, runDir };
+}
+
+/** Whole tensors in one file, rows of them in another, and files that are no tensors. */
+function files(): CheckpointFile[] {
+  const entries = tensors.map((tensor, i) => {
+    return { name: `t${i}`, dtype: tensor.dtype, shape: tensor.shape, read: () => tensor };
+  });
+  const rows = entries.map(({ name, dtype, shape: [, width], read }) => {
+    return { name, dtype, shape: [2, width as number], read: () => slice(read(), 0, 1, 3) };
+  });
+  return [
+    tensorFile("model/model.safetensors", rows),
+    { name: "model/source.ts", copyOf: import.meta.filename },
+    tensorFile("optimizer.safetensors", entries),
+    { name: "state.json", bytes: Buffer.from("{}") },
+  ];
+}
+
+function contentOf(checkpoint: string): Record<string, string> {
+  return Object.fromEntries(
+    filesBelow(checkpoint).map((name) => [name, readFileSync(path.join(checkpoint, name)).toString("base64")]),
+  );
+}
+
+const hidden = (runDir: string) => readdirSync(runDir).filter((name) => name.startsWith("."));
+
+test("written beside training, in place, or without room for a snapshot: the same bytes", async () => {
+  const beside = checkpointer("beside");
+  await beside.checkpoints.save(5, files());
+  expect(existsSync(path.join(beside.runDir, "checkpoint-5")), "the caller does not wait for the disk").toBe(false);
+  await beside.checkpoints.saved();
+  const inPlace = checkpointer("in place");
+  await inPlace.checkpoints.save(5, files(), { last: true });
+  const noRoom = checkpointer("no room", new Snapshot(() => 100));
+  await noRoom.checkpoints.save(5, files());
+
+  const content = contentOf(path.join(inPlace.runDir, "checkpoint-5"));
+  expect(Object.keys(content)).toHaveLength(5);
+  expect(contentOf(path.join(beside.runDir, "checkpoint-5"))).toEqual(content);
+  expect(contentOf(path.join(noRoom.runDir, "checkpoint-5"))).toEqual(content);
+  expect([beside, inPlace, noRoom].flatMap(({ runDir }) => hidden(runDir))).toEqual([]);
+});
+
+test("a checkpoint holds the step it names, whatever becomes of the tensors right after; one is written at a time", async () => {
+  const { checkpoints, runDir } = checkpointer("steps");
+  for (let step = 1; step <= 4; step++) {
+    for (const tensor of tensors) scope(() => fill_(tensor, step));
+    await checkpoints.save(step, files());
+    for (const tensor of tensors) scope(() => fill_(tensor, 99));
+    // Saving waited for the one before.
+    if (step > 1) expect(latestCheckpoint(runDir)).toBe(path.join(runDir, `checkpoint-${step - 1}`));
+  }
+  await checkpoints.saved();
+  expect(readdirSync(runDir).sort()).toEqual(["checkpoint-3", "checkpoint-4"]);
+  for (const step of [3, 4]) {
+    using file = new SafetensorsFile(path.join(runDir, `checkpoint-${step}`, "optimizer.safetensors"));
+    for (const name of file.names()) {
+      const values = scope(() => file.tensor(name).toNumbers());
+      expect(new Set(values), `${name} of checkpoint ${step}`).toEqual(new Set([step]));
+    }
+  }
+});
+
+test("how long training was held, and how long the writing took, are told once each", async () => {
+  const { checkpoints } = checkpointer("metrics");
+  await checkpoints.save(1, files());
+  expect(Object.keys(checkpoints.takeMetrics())).toEqual(["time/checkpoint_s"]);
+  await checkpoints.saved();
+  expect(Object.keys(checkpoints.takeMetrics())).toEqual(["time/checkpoint_write_s"]);
+  await checkpoints.save(2, files(), { last: true });
+  expect(Object.keys(checkpoints.takeMetrics())).toEqual(["time/checkpoint_s"]);
+  expect(checkpoints.takeMetrics()).toEqual({});
+});
+
+test.each([
+  ["beside training", false],
+  ["in place", true],
+])("a failure of a checkpoint written %s is a CheckpointError, leaves nothing behind and the one before whole", async (name, last) => {
+  const { checkpoints, runDir } = checkpointer(`failing ${name}`);
+  await checkpoints.save(1, files());
+  const broken = [...files(), { name: "lost", copyOf: path.join(folder, "nowhere") }];
+  const saving = (async () => {
+    await checkpoints.save(2, broken, { last });
+    await checkpoints.saved();
+  })();
+  await expect(saving).rejects.toThrow(CheckpointError);
+  expect(readdirSync(runDir)).toEqual(["checkpoint-1"]);
+  expect(latestCheckpoint(runDir)).toBe(path.join(runDir, "checkpoint-1"));
+  checkpoints.check(); // told once
+  await checkpoints.save(3, files());
+  await checkpoints.saved();
+  expect(readdirSync(runDir).sort()).toEqual(["checkpoint-1", "checkpoint-3"]);
+});
+
+test("a failure is known at the next boundary without waiting, with the system's reason", async () => {
+  const { checkpoints, runDir } = checkpointer("boundary");
+  await checkpoints.save(2, [{ name: "lost", copyOf: path.join(folder, "nowhere") }]);
+  await expect(checkpoints.saved()).rejects.toMatchObject({
+    message: expect.stringMatching(/checkpoint-2: could not be written: ENOENT/),
+    details: { path: path.join(runDir, "checkpoint-2"), code: "ENOENT" },
+  });
+});
+
+test("whoever closes in the middle, as a run that ends with an error does, waits for what is in flight", async () => {
+  const { checkpoints, runDir } = checkpointer("closed");
+  await checkpoints.save(7, files());
+  expect(latestCheckpoint(runDir)).toBeUndefined();
+  await checkpoints.close();
+  expect(latestCheckpoint(runDir)).toBe(path.join(runDir, "checkpoint-7"));
+});
