@@ -3,7 +3,7 @@
  * group and with it once per completion (the plain path, `trainer.sharedPrefix=false`), against the operations that the shapes need and the rate of
  * a large matrix product measured in the same run. Random weights.
  *
- *   npm run bench -- step --shape qwen2-vl-7b [--prompt 931] [--group 8] [--new-tokens 128] [--recompute none] [--plain] [--repeats 3]
+ *   npm run bench -- step --shape qwen2-vl-7b [--prompt 931] [--group 8] [--new-tokens 128] [--recompute none|norms|mlp|layer] [--plain] [--repeats 3]
  *                         [--device cuda] [--out file.json]
  *
  * On the CPU (`--device cpu --shape tiny`) it runs in float32 and says little: that is for trying it out.
@@ -12,7 +12,7 @@
 import { parseArgs } from "node:util";
 import { type Packed, packGroups } from "../src/model/packed.ts";
 import { Qwen2VL } from "../src/model/qwen2vl/model.ts";
-import type { Recompute } from "../src/model/tape.ts";
+import { LEVELS } from "../src/model/recompute.ts";
 import { memoryStats, resetPeakMemory, synchronize } from "../src/torch/cuda.ts";
 import type { Device } from "../src/torch/dtype.ts";
 import { full, zero_, zerosLike } from "../src/torch/ops.ts";
@@ -41,7 +41,8 @@ const [P, G, N, repeats] = [values.prompt, values.group, values["new-tokens"], v
   number,
   number,
 ];
-const recompute = values.recompute as Recompute;
+const recompute = LEVELS.find((level) => level === values.recompute);
+if (recompute === undefined) throw new Error(`--recompute ${values.recompute}: expected ${LEVELS.join(", ")}`);
 const say = (line: string) => process.stdout.write(`${line}\n`);
 
 const device = values.device as Device;
