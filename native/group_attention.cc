@@ -153,7 +153,8 @@ Tensor merge_composed(const std::vector<PartResult>& parts, const Tensor& cu_gro
   for (const auto& part : parts) lses.push_back(part.lse);
   Tensor lse = at::stack(lses);  // [parts, heads, rows]
   if (parts.size() > 2) {
-    const auto group_of_row = at::repeat_interleave(cu_group.diff(), out.size(0));
+    // an optional, or the overload that repeats every element that often is taken
+    const auto group_of_row = at::repeat_interleave(cu_group.diff(), std::optional<int64_t>(out.size(0)));
     const auto absent = lengths.index_select(1, group_of_row).eq(0).unsqueeze(1);  // [chunks, 1, rows]
     lse.narrow(0, 0, lengths.size(0)).masked_fill_(absent, -INFINITY);
   }

@@ -16,7 +16,7 @@ const KINDS: MomentKind[] = ["float32", "bfloat16", "int8"];
 
 gpuTest.each(KINDS)("%s moments that pass through stages are those that stay", (kind) => {
   scope(() => {
-    const size = 40 * 2 ** 18 + 512; // forty stages and a short one
+    const size = 40 * 2 ** 13 + 512; // forty stages and a short one
     const run = (moments: ReturnType<typeof createMoments>) => {
       using generator = new Generator(3, "cuda");
       const weight = zeros([size], { device: "cuda" });
@@ -34,7 +34,7 @@ gpuTest.each(KINDS)("%s moments that pass through stages are those that stay", (
       const state = Object.values(moments.whole).map((tensor) => tensor?.toArray());
       return [weight.toArray(), ...state];
     };
-    using staged = new StagedMoments(kind, size, "cuda", 2 ** 18);
+    using staged = new StagedMoments(kind, size, "cuda", 2 ** 13);
     using resident = createMoments(kind, size, "cuda", "none");
     expect(run(staged)).toEqual(run(resident));
   });
@@ -43,11 +43,11 @@ gpuTest.each(KINDS)("%s moments that pass through stages are those that stay", (
 gpuTest("optimizer.offload changes no bit of a run", () => {
   const [on, off] = (["none", "cpu"] as const).map((offload) => {
     using generator = new Generator(4, "cuda");
-    const tensor = randn([1 << 20], { generator, device: "cuda", dtype: "bfloat16" });
+    const tensor = randn([1 << 16], { generator, device: "cuda", dtype: "bfloat16" });
     const optimizer = new AdamW([{ name: "w", tensor, parts: [] }], { ...defaults, offload });
     for (let step = 0; step < 3; step++) {
       scope(() => {
-        op("aten::copy_")(tensor.grad!, randn([1 << 20], { generator, device: "cuda", dtype: "bfloat16" }));
+        op("aten::copy_")(tensor.grad!, randn([1 << 16], { generator, device: "cuda", dtype: "bfloat16" }));
         optimizer.step(1e-3, optimizer.gradNorm());
       });
     }
