@@ -176,22 +176,21 @@ napi_value tensorRead(napi_env env, napi_callback_info info) {
 
 constexpr int64_t kStagedBytes = 1 << 20;
 
-// tensorFromArray(typedArray, sourceDtype, ndim, dtype, device, pinned): handle of a new tensor; sizes in io.
-// Pinned: the host memory is page-locked, so that its copy to a CUDA device does not block the caller.
+// tensorFromArray(typedArray, sourceDtype, ndim, dtype, device, pinned): handle of a new tensor; sizes in io. `pinned`: a host tensor in page-locked memory.
+// Arrays go to a device through page-locked memory, so that the caller waits neither for the copy nor for what the device does before it; the memory is
+// cached for the next upload. Large ones are copied there by several threads and converted on the device.
 napi_value tensorFromArray(napi_env env, napi_callback_info info) {
   Args args(env, info, 6);
   at::ScalarType source = scalarTypeFromCode(args.integer(1));
   std::vector<int64_t> sizes = sizesFromIo(args.integer(2));
   at::ScalarType dtype = scalarTypeFromCode(args.integer(3));
   c10::Device device = deviceFromCode(args.integer(4));
-  bool pinned = args.boolean(5);
+  const bool pinned = args.boolean(5) || device.is_cuda();
   size_t bytes = 0;
   void* data = args.typedArray(0, &bytes);
   if (bytesOf(sizes, source) != static_cast<int64_t>(bytes)) {
     throw EngineError("ARG_KIND", "the array does not hold as many elements as the shape");
   }
-  // Large arrays go to a device through page-locked memory, copied there by several threads, and are converted on the device: the caller waits for
-  // neither, and the memory is cached for the next upload.
   if (device.is_cuda() && static_cast<int64_t>(bytes) >= kStagedBytes) {
     at::Tensor staged = at::empty(sizes, at::TensorOptions().dtype(source).pinned_memory(true));
     auto* to = static_cast<char*>(staged.mutable_data_ptr());
@@ -200,13 +199,10 @@ napi_value tensorFromArray(napi_env env, napi_callback_info info) {
                      [&](int64_t begin, int64_t end) { std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin)); });
     return makeNumber(env, tensors().add(staged.to(device, /*non_blocking=*/true).to(dtype)));
   }
-  at::Tensor host = at::empty(sizes, at::TensorOptions().dtype(source).pinned_memory(pinned && source == dtype));
-  if (bytes > 0) std::memcpy(host.mutable_data_ptr(), data, bytes);
-  if (source != dtype) {
-    host = host.to(dtype);
-    if (pinned) host = host.pin_memory();
-  }
-  return makeNumber(env, tensors().add(device.is_cpu() ? host : host.to(device, /*non_blocking=*/pinned)));
+  at::Tensor host = at::empty(sizes, at::TensorOptions().dtype(dtype).pinned_memory(pinned));
+  if (source != dtype) host.copy_(at::from_blob(data, sizes, at::TensorOptions().dtype(source)));
+  else if (bytes > 0) std::memcpy(host.mutable_data_ptr(), data, bytes);
+  return makeNumber(env, tensors().add(device.is_cpu() ? host : host.to(device, /*non_blocking=*/true)));
 }
 
 // liveTensors(): io = [number of live handles, bytes of the distinct storages behind them].

@@ -37,7 +37,7 @@ export class CompletionStore implements Disposable {
       fromArray(
         BigInt64Array.from(ended, (item) => BigInt(of(item))),
         [ended.length],
-        { device, pinned: true },
+        { device },
       );
     scope(() => {
       const from = places(({ slot }) => slot);

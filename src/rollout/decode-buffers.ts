@@ -97,7 +97,7 @@ export class DecodeBuffers implements SlotState, Disposable {
   start(starts: readonly SlotStart[]): void {
     const count = starts.length;
     const { device } = this.done;
-    const upload = (array: NumberArray, size: number[]) => fromArray(array, size, { device, pinned: true });
+    const upload = (array: NumberArray, size: number[]) => fromArray(array, size, { device });
     scope(() => {
       const slots = upload(
         BigInt64Array.from(starts, ({ slot }) => BigInt(slot)),

@@ -52,7 +52,7 @@ export class Decoder implements Disposable {
   /** Draws the first token of completions from the logits of their prompts; the buffers know about them already. */
   drawFirst(placements: readonly { slot: number; seat: number }[]): void {
     const { device } = this.model;
-    const upload = (values: Int32Array) => fromArray(values, [values.length], { device, pinned: true });
+    const upload = (values: Int32Array) => fromArray(values, [values.length], { device });
     scope(() => {
       const seats = upload(Int32Array.from(placements, ({ seat }) => seat));
       const slots = upload(Int32Array.from(placements, ({ slot }) => slot));

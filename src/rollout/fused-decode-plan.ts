@@ -88,7 +88,7 @@ export class AttentionTables implements Disposable {
     }
     this.used = this.perRow ? completions.length : groupOf.size;
     const { device } = this.table;
-    scope(() => void copy_(this.table, fromArray(table, [table.length], { device, pinned: true })));
+    scope(() => void copy_(this.table, fromArray(table, [table.length], { device })));
   }
 
   /** Views of the first `groups` groups; they belong to the caller's scope. */

@@ -93,7 +93,7 @@ export class SlotRollout implements Disposable {
     for (const run of packPrompts(lengths, prefillTokens)) {
       scope(() => {
         const int64 = (values: readonly number[]) =>
-          fromArray(BigInt64Array.from(values, BigInt), [values.length], { device: model.device, pinned: true });
+          fromArray(BigInt64Array.from(values, BigInt), [values.length], { device: model.device });
         const some = run.map((i) => seated[i] as SeatedPrompt);
         const places = int64(run.flatMap((i) => tokensFrom((seated[i] as SeatedPrompt).start, lengths[i] as number)));
         const logits = prefillTogether(

@@ -157,12 +157,12 @@ export interface FromArrayOptions {
   /** Default: the array's own type; float32 for a plain array of numbers. */
   dtype?: DType;
   device?: Device; // default "cpu"
-  /** Page-locked host memory, so that the copy to a CUDA device does not block. Ignored in a build without CUDA. */
+  /** A host tensor in page-locked memory, which a CUDA device copies from or to while the host goes on. Ignored in a build without CUDA. */
   pinned?: boolean;
 }
 
 /**
- * A new tensor with a copy of `data`, row-major.
+ * A new tensor with a copy of `data`, row-major. The host does not wait for its copy to a CUDA device.
  * @throws ShapeError when the shape does not hold as many elements as `data`
  */
 export function fromArray(

@@ -166,7 +166,7 @@ async function updatePolicy(
   try {
     for (const [i, pack] of packs.entries()) {
       scope(() => {
-        const perToken = (values: Float32Array) => fromArray(values, [values.length], { device, pinned: true }); // [Tc]
+        const perToken = (values: Float32Array) => fromArray(values, [values.length], { device }); // [Tc]
         const visionCache = run.features?.ofPack(pack.packed); // of the rollout
         const recompute = run.planner.for(pack.packed);
         using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision, visionCache });
