@@ -4,7 +4,7 @@
  *
  *   npm run bench -- rollout --shape qwen2-vl-7b [--questions 8] [--group 8] [--prompt 931] [--new-tokens 256] [--slots 64]
  *                            [--lengths full|lognormal] [--sigma 0.5] [--attention fused|per-sequence|plain] [--deterministic]
- *                            [--repeats 3] [--out file.json]
+ *                            [--repeats 3] [--trace file.json] [--out file.json]
  *
  * A step must read the layers' and the head's weights once, every prompt's keys and values once, and each completion's own, half of its
  * final length on average. `--lengths lognormal` ends completions at lengths of mean 128 (before the cap at --new-tokens) that the host does not know
@@ -16,6 +16,7 @@ import { Qwen2VL } from "../src/model/qwen2vl/model.ts";
 import { fusedDecodeFits } from "../src/rollout/fused-decode-plan.ts";
 import { Sampler, type SamplerOptions } from "../src/rollout/sampler.ts";
 import { memoryStats, resetPeakMemory } from "../src/torch/cuda.ts";
+import { recordTrace } from "../src/torch/trace.ts";
 import { logprobGap } from "./lib/gap.ts";
 import { measureCopy, measureMatmul } from "./lib/hardware.ts";
 import { logNormalLengths } from "./lib/lengths.ts";
@@ -23,6 +24,7 @@ import { environment, spread, writeResult } from "./lib/report.ts";
 import { runRollouts, stepBytes } from "./lib/rollouts.ts";
 import { drawMs } from "./lib/sampling.ts";
 import { seedPrompts, shapeConfig } from "./lib/shapes.ts";
+import { traceTable } from "./lib/trace.ts";
 
 const { values } = parseArgs({
   options: {
@@ -37,6 +39,7 @@ const { values } = parseArgs({
     attention: { type: "string" },
     deterministic: { type: "boolean", default: false },
     repeats: { type: "string", default: "3" },
+    trace: { type: "string" },
     out: { type: "string" },
   },
 });
@@ -143,4 +146,10 @@ say(
 say(
   `  log-probabilities, sampler against trainer: |difference| ${gap.mean.toExponential(2)} mean, ${gap.max.toExponential(2)} at most`,
 );
+if (values.trace !== undefined) {
+  const { summary } = await recordTrace(values.trace, () => {
+    runRollouts(sampler, prompts, { groupSize: G, maxNewTokens: N, ...limits }, 0);
+  });
+  for (const line of traceTable(summary)) say(line);
+}
 if (values.out !== undefined) writeResult(values.out, result);

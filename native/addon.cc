@@ -10,6 +10,7 @@
 #include "file_read.h"
 #include "generator.h"
 #include "host_memory.h"
+#include "profile.h"
 #include "runtime.h"
 #include "tensor.h"
 
@@ -42,7 +43,8 @@ const Export kExports[] = {
     GROVE_EXPORT(graphBegin),        GROVE_EXPORT(graphEnd),          GROVE_EXPORT(graphReplay),
     GROVE_EXPORT(loadKernels),       GROVE_EXPORT(setNumThreads),     GROVE_EXPORT(versions),
     GROVE_EXPORT(benchAdd),          GROVE_EXPORT(mapRead),           GROVE_EXPORT(memoryPrepare),
-    GROVE_EXPORT(memoryRelease),     GROVE_EXPORT(tensorBytesTo),
+    GROVE_EXPORT(memoryRelease),     GROVE_EXPORT(tensorBytesTo),      GROVE_EXPORT(profileStart),
+    GROVE_EXPORT(profileStop),
 };
 #undef GROVE_EXPORT
 

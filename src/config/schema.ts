@@ -195,6 +195,9 @@ const trainer = z.strictObject({
     .nonnegative()
     .default(2)
     .meta({ description: "Groups per step written to completions.jsonl." }),
+  traceSteps: z.array(positive()).default([]).meta({
+    description: "Steps, counted from 1, that leave a trace of kernels (chrome://tracing) in the run folder.",
+  }),
 });
 
 const optimizer = z.strictObject({

@@ -90,6 +90,8 @@ export interface Addon {
   graphReplay(graph: number): void;
   loadKernels(path: string): void;
   setNumThreads(threads: number): void;
+  profileStart(device: boolean, operators: boolean): void;
+  profileStop(path: string): void;
   versions(): { torch: string; cudaBuild: boolean; kernels: boolean; threads: number };
   benchAdd(a: number, b: number, calls: number, boxed: boolean): number;
 }
@@ -115,6 +117,7 @@ function load(): Addon {
   // OpenMP's threads spin for milliseconds while they wait, unless told otherwise: beside video decoding on the same cores that makes every
   // op many times slower. Not spinning at all costs a fifth of a small model's step: some microseconds are right for both.
   if (process.env.OMP_WAIT_POLICY === undefined) process.env.GOMP_SPINCOUNT ??= "10000";
+  process.env.KINETO_LOG_LEVEL ??= "5"; // the profiler's lines on the terminal are for its developers
   let loaded: Addon;
   try {
     loaded = createRequire(import.meta.url)(build.addon) as Addon;

@@ -33,7 +33,7 @@ const FILES = { config: "config.yaml", metrics: "metrics.jsonl", completions: "c
 
 /** What a run leaves in its folder and a run that overwrites it removes; the log is kept. */
 const OWN_ENTRY =
-  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+\.json|\.?checkpoint-\d+.*)$/;
+  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+\.json|trace-\d+\.json|\.?checkpoint-\d+.*)$/;
 
 /** One question's completions as completions.jsonl holds them. */
 export interface CompletionRecord {

@@ -36,6 +36,7 @@ const FREE_KNOBS = [
   /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
   /^(eval|rendered|tinyModel)\./,
   /^trainer\.(saveEvery|keepLast|evalEvery|evalLimit|logCompletions)$/,
+  /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
 ];
 

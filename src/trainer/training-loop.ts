@@ -7,6 +7,7 @@ import type { Metrics } from "../types.ts";
 import type { Checkpointer } from "./checkpointer.ts";
 import { Eta } from "./metrics.ts";
 import type { RunFolder } from "./run-folder.ts";
+import { tracedStep } from "./step-trace.ts";
 
 /** How far a run has come; src/cli draws it. */
 export interface Progress {
@@ -75,7 +76,7 @@ export async function trainingLoop(
     if (before !== null) folder.writeMetrics(0, before);
     const eta = new Eta();
     while (done < steps && !stop.requested()) {
-      const metrics = await training.runStep(done);
+      const metrics = await tracedStep(config, folder.dir, done + 1, () => training.runStep(done));
       done++;
       hooks.onProgress?.({ step: done, steps, metrics, etaS: eta.tick(steps - done) });
       const evaluated = isEvalDue(done) && !stop.requested() ? await training.evaluate(stop.requested) : null;

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
@@ -122,4 +122,11 @@ test("what a checkpoint took stands in the line of the step after it; one that f
     { step: 4, loss: 3 },
     { step: 5, loss: 4 },
   ]);
+});
+
+test("a step that is to be traced leaves a trace, the others none", async () => {
+  await run(new Diary(3), { traceSteps: [2] });
+  expect(readdirSync(runDir).filter((name) => name.startsWith("trace"))).toEqual(["trace-000002.json"]);
+  expect(JSON.parse(readFileSync(path.join(runDir, "trace-000002.json"), "utf8"))).toHaveProperty("traceEvents");
+  expect(readMetrics(path.join(runDir, "metrics.jsonl")).map(({ loss }) => loss)).toEqual([0, 1, 2]);
 });

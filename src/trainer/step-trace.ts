@@ -1,0 +1,26 @@
+/** Traces of the steps that trainer.traceSteps names: where a step's time goes, for whoever has to know. */
+
+import path from "node:path";
+import type { Config } from "../config/schema.ts";
+import { log } from "../log.ts";
+import { cudaAvailable } from "../torch/cuda.ts";
+import { recordTrace } from "../torch/trace.ts";
+import type { Metrics } from "../types.ts";
+
+/**
+ * Runs step number `step`, counted from 1. A step that is to be traced leaves trace-<step>.json in the run folder, for chrome://tracing, and says in
+ * `trace/gpu_idle` which share of its time the device had nothing to do.
+ */
+export async function tracedStep(
+  config: Config,
+  runDir: string,
+  step: number,
+  run: () => Promise<Metrics>,
+): Promise<Metrics> {
+  if (!config.trainer.traceSteps.includes(step)) return run();
+  const file = path.join(runDir, `trace-${String(step).padStart(6, "0")}.json`);
+  const { result, summary } = await recordTrace(file, run);
+  const { seconds, busyS, kernels } = summary;
+  log.info({ file, seconds, busyS, longest: kernels.slice(0, 10) }, "traced a step");
+  return { ...result, ...(cudaAvailable() && { "trace/gpu_idle": 1 - busyS / seconds }) };
+}
