@@ -54,6 +54,7 @@ export function progressHooks(label: string, progress: Progress): Pick<TrainHook
 }
 
 function closingLine({ finished, step, runDir, finalDir }: TrainResult): string {
-  if (finished) return `${step} steps made; the trained model is in ${finalDir}`;
+  if (finished)
+    return `${step} steps made; ${finalDir === null ? `metrics are in ${runDir}` : `the trained model is in ${finalDir}`}`;
   return `stopped after step ${step}; the same command with --resume goes on from ${runDir}`;
 }

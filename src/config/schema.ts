@@ -181,6 +181,10 @@ const trainer = z.strictObject({
     .nonnegative()
     .default(100)
     .meta({ description: "Steps between checkpoints; 0 = only at the end." }),
+  saveFinal: z.boolean().default(true).meta({
+    description:
+      "Save when the run ends, and write the trained model; false: metrics are all that it leaves behind its last periodic checkpoint.",
+  }),
   keepLast: positive().default(2).meta({ description: "Checkpoints kept." }),
   evalEvery: z
     .number()

@@ -35,7 +35,7 @@ const FREE_KNOBS = [
   /^(device|threads|runDir)$/,
   /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
   /^(eval|rendered|tinyModel)\./,
-  /^trainer\.(saveEvery|keepLast|evalEvery|evalLimit|logCompletions)$/,
+  /^trainer\.(saveEvery|saveFinal|keepLast|evalEvery|evalLimit|logCompletions)$/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
 ];

@@ -34,7 +34,7 @@ export interface TrainResult {
   step: number;
   /** False when a signal ended the run before its last step; it can be resumed. */
   finished: boolean;
-  /** Hugging Face folder of the trained model; null when not finished. */
+  /** Hugging Face folder of the trained model; null when not finished, or not wanted (trainer.saveFinal). */
   finalDir: string | null;
 }
 
@@ -66,7 +66,7 @@ export async function trainingLoop(
   config: Config,
   hooks: TrainHooks,
 ): Promise<TrainResult> {
-  const { saveEvery, evalEvery } = config.trainer;
+  const { saveEvery, saveFinal, evalEvery } = config.trainer;
   const { steps, checkpoints } = training;
   const stop = listenForStop();
   const isEvalDue = (done: number) => evalEvery > 0 && (done % evalEvery === 0 || done === steps);
@@ -84,7 +84,7 @@ export async function trainingLoop(
       await nextTurn(); // signals, and what became of a checkpoint, are handed over between turns of the event loop
       checkpoints.check();
       const last = done === steps || stop.requested();
-      if (last || (saveEvery > 0 && done % saveEvery === 0)) {
+      if ((last && saveFinal) || (saveEvery > 0 && done % saveEvery === 0)) {
         folder.flush();
         await training.save(done, last);
       }
@@ -94,8 +94,12 @@ export async function trainingLoop(
     stop.end();
   }
   const finished = done >= steps;
-  if (!finished) log.info({ step: done, steps }, "stopped by a signal; --resume goes on from here");
-  return { runDir: folder.dir, step: done, finished, finalDir: finished ? training.exportModel() : null };
+  if (!finished)
+    log.info(
+      { step: done, steps, saved: saveFinal },
+      "stopped by a signal; --resume goes on from the newest checkpoint",
+    );
+  return { runDir: folder.dir, step: done, finished, finalDir: finished && saveFinal ? training.exportModel() : null };
 }
 
 /** Signals this soon after the first are the same request: npm and other wrappers pass on what the terminal sent already. */

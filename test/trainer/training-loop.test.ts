@@ -130,3 +130,9 @@ test("a step that is to be traced leaves a trace, the others none", async () => 
   expect(JSON.parse(readFileSync(path.join(runDir, "trace-000002.json"), "utf8"))).toHaveProperty("traceEvents");
   expect(readMetrics(path.join(runDir, "metrics.jsonl")).map(({ loss }) => loss)).toEqual([0, 1, 2]);
 });
+
+test("without saveFinal a run leaves its periodic checkpoints and no model", async () => {
+  const diary = new Diary(3);
+  expect(await run(diary, { saveEvery: 2, saveFinal: false })).toMatchObject({ finished: true, finalDir: null });
+  expect(diary.entries.join(", ")).toBe("step 0, step 1, save 2, step 2, all saved");
+});
