@@ -175,6 +175,7 @@ napi_value tensorRead(napi_env env, napi_callback_info info) {
 }
 
 constexpr int64_t kStagedBytes = 1 << 20;
+constexpr int64_t kStagingThreads = 4;
 
 // tensorFromArray(typedArray, sourceDtype, ndim, dtype, device, pinned): handle of a new tensor; sizes in io. `pinned`: a host tensor in page-locked memory.
 // Arrays go to a device through page-locked memory, so that the caller waits neither for the copy nor for what the device does before it; the memory is
@@ -195,7 +196,8 @@ napi_value tensorFromArray(napi_env env, napi_callback_info info) {
     at::Tensor staged = at::empty(sizes, at::TensorOptions().dtype(source).pinned_memory(true));
     auto* to = static_cast<char*>(staged.mutable_data_ptr());
     const auto* from = static_cast<const char*>(data);
-    at::parallel_for(0, static_cast<int64_t>(bytes), kStagedBytes,
+    // few threads: the copy ends when the last one does, and others decode videos on the same cores
+    at::parallel_for(0, static_cast<int64_t>(bytes), std::max<int64_t>(kStagedBytes, static_cast<int64_t>(bytes) / kStagingThreads),
                      [&](int64_t begin, int64_t end) { std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin)); });
     return makeNumber(env, tensors().add(staged.to(device, /*non_blocking=*/true).to(dtype)));
   }

@@ -4,6 +4,7 @@ import { readFile } from "node:fs/promises";
 import { decodeImage } from "../../src/data/image.ts";
 import { loadMedia } from "../../src/data/load-media.ts";
 import type { Media } from "../../src/data/options.ts";
+import { cutPatches } from "../../src/data/patches.ts";
 import { mediaOf, Processor } from "../../src/data/processor.ts";
 import { decodeVideo } from "../../src/data/video.ts";
 import { writeSafetensors } from "../../src/model/safetensors.ts";
@@ -61,7 +62,7 @@ export async function prepare(
     for (const { kind, file } of mediaOf(sample)) media.push(await readMedia(kind, file));
     const prompt = processor.build(
       sample,
-      media.map(({ resized }) => resized),
+      media.map(({ resized }) => ({ kind: resized.kind, input: cutPatches(resized, processor.patchRule) })),
     );
     const completions = options.completionLengths.map((length, g) =>
       Int32Array.from({ length }, (_, t) =>

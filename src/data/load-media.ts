@@ -1,9 +1,10 @@
-/** One media file to resized pixels, through the cache where there is one. This is what a worker thread runs. */
+/** One media file to resized pixels, through the cache where there is one, and to patches. This is what a worker thread runs. */
 
 import { ConfigError, MediaError } from "../errors.ts";
 import { FrameCache } from "./frame-cache.ts";
 import { decodeImage } from "./image.ts";
 import type { FrameRule, Media, SizeRule } from "./options.ts";
+import { cutPatches, type PatchRule, type Picture } from "./patches.ts";
 import { resizeBicubic, targetSize } from "./resize.ts";
 import { decodeVideo } from "./video.ts";
 
@@ -13,6 +14,11 @@ export interface MediaRequest {
   frames: FrameRule;
   size: SizeRule;
   cache: { folder: string; limitBytes: number } | null;
+}
+
+/** A file to the patches of a prompt: the cache holds pixels, a quarter of their size. */
+export async function loadPicture(request: MediaRequest, rule: PatchRule): Promise<Picture> {
+  return { kind: request.kind, input: cutPatches(await loadMedia(request), rule) };
 }
 
 const caches = new Map<string, FrameCache>();

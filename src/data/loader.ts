@@ -6,7 +6,7 @@
 import type { Prompt, Sample } from "../types.ts";
 import { BadSamples } from "./bad-samples.ts";
 import { MediaPool } from "./media-pool.ts";
-import type { DataLog, DataOptions, Media } from "./options.ts";
+import type { DataLog, DataOptions } from "./options.ts";
 import { mediaOf, type Processor } from "./processor.ts";
 
 /** Prompts kept in memory; a prompt of 16 frames and an image at 252 x 252 takes 14 MB. */
@@ -130,12 +130,13 @@ export class PromptLoader {
   async #build(sample: Sample): Promise<Prompt> {
     const { cacheDir, cacheGib } = this.#config;
     const cache = cacheGib > 0 ? { folder: cacheDir, limitBytes: cacheGib * GIB } : null;
-    const media: Media[] = await Promise.all(
-      mediaOf(sample).map(({ kind, file }) =>
-        this.#pool.load({ kind, file, frames: frameRule(this.#config), size: this.#processor.sizeRule, cache }),
+    const { sizeRule: size, patchRule } = this.#processor;
+    const pictures = await Promise.all(
+      mediaOf(sample).map((ref) =>
+        this.#pool.loadPicture({ ...ref, frames: frameRule(this.#config), size, cache }, patchRule),
       ),
     );
-    return this.#processor.build(sample, media);
+    return this.#processor.build(sample, pictures);
   }
 
   #remember(key: string, prompt: Prompt): void {

@@ -1,16 +1,17 @@
-/** Threads that decode and resize, so that the training thread never waits for a codec and never runs one. */
+/** Threads that decode, resize and cut into patches, so that the training thread never waits for a codec and never touches a pixel. */
 
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { Piscina } from "piscina";
-import { GroveError, MediaError } from "../errors.ts";
+import { GroveError, invariant, MediaError } from "../errors.ts";
 import type { MediaRequest } from "./load-media.ts";
-import type { MediaReply } from "./media-worker.ts";
+import type { MediaReply, MediaTask } from "./media-worker.ts";
 import type { Media } from "./options.ts";
+import type { PatchRule, Picture } from "./patches.ts";
 
 export class MediaPool {
-  readonly #pool: Piscina<MediaRequest, MediaReply>;
+  readonly #pool: Piscina<MediaTask, MediaReply>;
   #closed = false;
 
   /** @param workers threads; they start with the first work there is */
@@ -23,13 +24,29 @@ export class MediaPool {
     });
   }
 
-  /** @throws MediaError for a file that cannot be used; ConfigError's and ffmpeg's codes for what no other file would mend */
+  /**
+   * A file's resized pixels.
+   * @throws MediaError for a file that cannot be used; ConfigError's and ffmpeg's codes for what no other file would mend
+   */
   async load(request: MediaRequest): Promise<Media> {
-    const reply = await this.#pool.run(request);
-    if ("media" in reply) return reply.media;
+    const reply = await this.#run(request);
+    invariant("media" in reply, "pixels were asked for");
+    return reply.media;
+  }
+
+  /** A file's patches, as cutPatches gives them; throws like load. */
+  async loadPicture(request: MediaRequest, patches: PatchRule): Promise<Picture> {
+    const reply = await this.#run({ ...request, patches });
+    invariant("picture" in reply, "patches were asked for");
+    return reply.picture;
+  }
+
+  async #run(task: MediaTask): Promise<MediaReply> {
+    const reply = await this.#pool.run(task);
+    if (!("failure" in reply)) return reply;
     const { code, message, details } = reply.failure;
     if (code !== "MEDIA") throw new GroveError(code, message, details);
-    throw new MediaError(request.file, message.replace(`${request.file}: `, ""), details);
+    throw new MediaError(task.file, message.replace(`${task.file}: `, ""), details);
   }
 
   /** Ends the threads; work under way is given up. */

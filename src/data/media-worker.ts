@@ -2,21 +2,37 @@
 
 import { move, transferableSymbol, valueSymbol } from "piscina";
 import { GroveError } from "../errors.ts";
-import { loadMedia, type MediaRequest } from "./load-media.ts";
+import { loadMedia, loadPicture, type MediaRequest } from "./load-media.ts";
 import type { Media } from "./options.ts";
+import type { PatchRule, Picture } from "./patches.ts";
 
-export type MediaReply = { media: Media } | { failure: Pick<GroveError, "code" | "message" | "details"> };
+/** Patches of the file where `patches` says how to cut them, its pixels otherwise. */
+export interface MediaTask extends MediaRequest {
+  patches?: PatchRule;
+}
 
-export default async function work(request: MediaRequest): Promise<MediaReply> {
+export type MediaReply =
+  | { media: Media }
+  | { picture: Picture }
+  | { failure: Pick<GroveError, "code" | "message" | "details"> };
+
+export default async function work({ patches, ...request }: MediaTask): Promise<MediaReply> {
   try {
+    if (patches !== undefined) {
+      const picture = await loadPicture(request, patches);
+      return handOver(picture.input.pixels.buffer as ArrayBuffer, { picture });
+    }
     const media = await loadMedia(request);
     // A view on a larger buffer (a picture that needed no resizing) must not take its neighbours along.
     const whole = media.data.byteLength === media.data.buffer.byteLength && !Buffer.isBuffer(media.data);
     const data = whole ? media.data : media.data.slice();
-    const reply: MediaReply = { media: { ...media, data } };
-    return move({ [transferableSymbol]: data.buffer, [valueSymbol]: reply } as never) as unknown as MediaReply;
+    return handOver(data.buffer as ArrayBuffer, { media: { ...media, data } });
   } catch (cause) {
     if (!(cause instanceof GroveError)) throw cause;
     return { failure: { code: cause.code, message: cause.message, details: cause.details } };
   }
+}
+
+function handOver(buffer: ArrayBuffer, reply: MediaReply): MediaReply {
+  return move({ [transferableSymbol]: buffer, [valueSymbol]: reply } as never) as unknown as MediaReply;
 }

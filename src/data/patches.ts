@@ -13,6 +13,12 @@ export interface PatchRule {
   std: readonly [number, number, number];
 }
 
+/** One image or video as the vision tower reads it: what a media worker hands back for a prompt. */
+export interface Picture {
+  kind: Media["kind"];
+  input: VisionInput;
+}
+
 const CHANNELS = 3;
 
 /**

@@ -1,5 +1,5 @@
 /**
- * Turns a sample and its decoded media into a prompt for the model: chat text, token ids with one placeholder per merged patch, M-RoPE
+ * Turns a sample and its media, cut into patches, into a prompt for the model: chat text, token ids with one placeholder per merged patch, M-RoPE
  * positions, normalised patches. Same numbers as transformers' Qwen2VLProcessor.
  */
 
@@ -8,8 +8,8 @@ import { join } from "node:path";
 import { CheckpointError, DataError, PromptTooLongError } from "../errors.ts";
 import type { ContentPart, Prompt, Sample, VisionInput } from "../types.ts";
 import { mropePositions, type VisionTokenIds } from "./mrope.ts";
-import type { DataOptions, Media, SizeRule } from "./options.ts";
-import { cutPatches, type PatchRule } from "./patches.ts";
+import type { DataOptions, SizeRule } from "./options.ts";
+import type { PatchRule, Picture } from "./patches.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 /** Mean and standard deviation of CLIP's training pictures: what Qwen2-VL's preprocessor_config.json holds. */
@@ -74,14 +74,14 @@ export class Processor {
   }
 
   /**
-   * @param media decoded media in the order of `mediaOf(sample)`
+   * @param pictures the sample's media in the order of `mediaOf(sample)`, cut by `patchRule`
    * @throws PromptTooLongError when the prompt exceeds maxPromptTokens: media tokens cannot be cut
    * @throws DataError when placeholders and media differ in number, e.g. because a question's text contains one
    */
-  build(sample: Sample, media: readonly Media[]): Prompt {
+  build(sample: Sample, pictures: readonly Picture[]): Prompt {
     const text = this.tokenizer.chatText(sample.messages, { addGenerationPrompt: true });
-    const images = media.filter((m) => m.kind === "image").map((m) => cutPatches(m, this.patchRule));
-    const videos = media.filter((m) => m.kind === "video").map((m) => cutPatches(m, this.patchRule));
+    const inputsOf = (kind: Picture["kind"]) => pictures.filter((one) => one.kind === kind).map(({ input }) => input);
+    const [images, videos] = [inputsOf("image"), inputsOf("video")];
     const inputIds = this.#expand(sample, this.tokenizer.encode(text), images, videos);
     const grids = (inputs: readonly VisionInput[]) => inputs.map((input) => input.grid);
     const { merge } = this.patchRule;

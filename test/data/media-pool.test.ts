@@ -7,6 +7,7 @@ import { build } from "esbuild";
 import { afterAll, expect, test, vi } from "vitest";
 import { loadMedia } from "../../src/data/load-media.ts";
 import { MediaPool } from "../../src/data/media-pool.ts";
+import { cutPatches } from "../../src/data/patches.ts";
 import { temporaryFolder, writeNumberedClip } from "./helpers.ts";
 
 const folder = temporaryFolder();
@@ -27,6 +28,9 @@ test("a worker's pixels are those of a direct call; errors keep their class and 
     const [first, second] = await Promise.all([pool.load(request), pool.load(request)]);
     expect(first).toEqual(await loadMedia(request));
     expect(second).toEqual(first);
+    const rule = { patchSize: 14, temporalPatch: 2, merge: 2, mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, 0.4] } as const;
+    const picture = await pool.loadPicture(request, rule);
+    expect(picture).toEqual({ kind: "video", input: cutPatches(first, rule) });
     const missing = pool.load({ ...request, file: join(folder.path, "nowhere.mp4") });
     await expect(missing).rejects.toMatchObject({
       name: "MediaError",
