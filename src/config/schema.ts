@@ -96,6 +96,10 @@ const rollout = z.strictObject({
     description:
       "Completions do not depend, bit for bit, on what else is sampled with them: prompts are computed one by one, and every step has rollout.maxConcurrent rows, rounded up to 8.",
   }),
+  ignoreEos: z
+    .boolean()
+    .default(false)
+    .meta({ description: "Go on past end tokens: every completion has rollout.maxNewTokens tokens. For timings." }),
 });
 
 /** Quirks of the seed's code, for runs that must be compared with its figures. docs/seed-bench-r1.md says what each one does. */

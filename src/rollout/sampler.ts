@@ -23,6 +23,8 @@ export interface SamplerOptions {
     maxConcurrent: number;
     /** Completions independent of what else is sampled, bit for bit, with one maxConcurrent, on one kind of device. */
     deterministic?: boolean;
+    /** Completions go on past end tokens. */
+    ignoreEos?: boolean;
   };
   /** Tokens of prompts in one prefill pass. */
   prefillTokens?: number;
@@ -62,7 +64,8 @@ export class Sampler implements Disposable {
   constructor(options: SamplerOptions) {
     const { model, tokenizer } = options;
     this.options = options;
-    this.stops = model.config.eosTokenIds.length > 0 ? model.config.eosTokenIds : tokenizer.eosTokenIds;
+    const ends = model.config.eosTokenIds.length > 0 ? model.config.eosTokenIds : tokenizer.eosTokenIds;
+    this.stops = options.config.ignoreEos === true ? [] : ends;
     const forbidden = forbiddenIds(model.config, tokenizer);
     invariant(!this.stops.some((id) => forbidden.includes(id)), "a stop token may not be sampled");
     this.engine = engineFor(options, { forbidden, stops: this.stops });

@@ -6,7 +6,7 @@ import { generate } from "../../src/rollout/generate.ts";
 import { forbiddenIds, type RolloutOptions, Sampler } from "../../src/rollout/sampler.ts";
 import { fill_ } from "../../src/torch/ops.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
-import type { RolloutGroup } from "../../src/types.ts";
+import type { Completion, RolloutGroup } from "../../src/types.ts";
 import { decoder, FORBIDDEN, greedyReference, passLogprobs, TOKENS, tinyModel, tinyPrompt } from "./support.ts";
 
 const model = tinyModel();
@@ -42,6 +42,26 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
     for (const [i, value] of expected.entries()) expect(Math.abs((recorded[i] as number) - value)).toBeLessThan(1e-5);
     // The comparison means something: tokens differ in probability.
     expect(Math.max(...expected) - Math.min(...expected)).toBeGreaterThan(2);
+  });
+
+  test("ignoreEos goes on past end tokens, with the same draws up to there", () => {
+    const usual = samplerOf().rolloutGroups(prompts, { ...base, maxNewTokens: 40 });
+    using sampler = new Sampler({
+      model,
+      tokenizer: decoder,
+      config: { maxConcurrent: 256, ignoreEos: true },
+      attention,
+    });
+    const pairs = sampler
+      .rolloutGroups(prompts, { ...base, maxNewTokens: 40 })
+      .flatMap((group, q) =>
+        group.completions.map((long, g) => ({ long, short: usual[q]?.completions[g] as Completion })),
+      );
+    for (const { long, short } of pairs) {
+      expect(long).toMatchObject({ finish: "length", ids: { length: 40 } });
+      expect(long.ids.slice(0, short.ids.length)).toEqual(short.ids);
+    }
+    expect(pairs.filter(({ short }) => short.finish === "stop").length).toBeGreaterThan(0);
   });
 
   test("at temperature 1 the sampled distribution is the policy without the forbidden ids", () => {
