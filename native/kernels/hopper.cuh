@@ -36,14 +36,16 @@ __device__ __forceinline__ uint32_t clusterRank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-__device__ __forceinline__ void clusterSync() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
+// A barrier of all threads of the cluster, in two halves: what lies between them overlaps with the wait.
+__device__ __forceinline__ void clusterArrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+__device__ __forceinline__ void clusterWait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 __device__ __forceinline__ uint32_t addressIn(uint32_t rank, const void* p) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(sharedAddress(p)), "r"(rank));
   return address;
 }
-__device__ __forceinline__ void storeIn(uint32_t address, float value) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+__device__ __forceinline__ void storeIn(uint32_t address, float4 value) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w) : "memory");
 }
 // What this thread has stored there is seen by who waits with barrierWaitCluster.
 __device__ __forceinline__ void barrierArriveIn(uint32_t address) {
@@ -69,14 +71,16 @@ __device__ __forceinline__ uint64_t readOften() {
   return policy;
 }
 
-// The map's box at (column, row) to shared memory; zeros behind the matrix's end. `barrier` counts its bytes.
-__device__ __forceinline__ void loadBox(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier, uint64_t policy) {
+// A matrix of rows of 64-column slices, possibly in parts one behind the other, as a map has it: (column in the slice, row, part, slice). Brings the
+// box at (0, row, 0, slice) to shared memory; zeros behind the matrix's end. `barrier` counts its bytes.
+__device__ __forceinline__ void loadBox(void* to, const CUtensorMap* map, int row, int slice, uint64_t* barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(
           sharedAddress(to)),
-      "l"(map), "r"(column), "r"(row), "r"(sharedAddress(barrier)), "l"(policy)
+      "l"(map), "r"(0), "r"(row), "r"(0), "r"(slice), "r"(sharedAddress(barrier)), "l"(policy)
       : "memory");
 }
+__device__ __forceinline__ void prefetchMap(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
 // A matrix in shared memory as wgmma takes it: rows of 128 bytes along K, swizzled by 128 bytes, 1024 bytes from one group of eight rows to the
 // next. Sixteen columns further is the descriptor plus 2.

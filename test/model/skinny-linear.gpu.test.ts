@@ -132,6 +132,19 @@ gpuTest("rows and columns that fill no tile, and factors that the kernel leaves 
   }
 });
 
+gpuTest("SwiGLU of gates so large that the short division does not do", () => {
+  scope(() =>
+    noGrad(() => {
+      const drawn = draw(2 * 144, 512);
+      const all = { ...drawn, x: mul(drawn.x, 64) }; // gates of about 43
+      const { few, many } = OPERATORS.swiglu!;
+      const expected = many(all);
+      for (const rows of ROWS)
+        expect(few(firstRows(all, rows)).toNumbers()).toEqual(slice(expected, 0, 0, rows).toNumbers());
+    }),
+  );
+});
+
 gpuTest("more rows than the kernel takes: the product by cuBLAS, SwiGLU as two operators round it", () => {
   scope(() =>
     noGrad(() => {
