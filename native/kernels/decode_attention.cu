@@ -4,8 +4,8 @@
 // Prompt blocks take the rows of up to 64 / R completions of a group (a row is one of the R query heads that share a key/value head, of one
 // completion) against one chunk of the group's prompt; every key is read once for all of them. Four warps turn 16 rows each into weights, four
 // more multiply these with the values, a block of keys behind. Own blocks take one completion's R rows against its own tokens, the newest
-// included: four warps share out the keys of a block for the scores, four more the columns of the values. Each block writes its part of the
-// result; a second kernel adds them up.
+// included: the warps share out the keys of a block for the scores and their weights, and the columns of the values. Each block writes its part
+// of the result; a second kernel adds them up.
 //
 // The arithmetic of a part is flash_tile.cuh's and that of the sum attention_parts.cuh's, which are training's too. So the result equals, bit for
 // bit, what training computes for the same token (test/rollout/decode-attention.gpu.test.ts), and no row depends on another.
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kMergeThreads) mergeDecode(const __grid_consta
 // Values in shared memory before the ring, a multiple of 1024 bytes: the queries or weights of a prompt block, or an own block's queries and scores.
 template <int D, int BN>
 constexpr int scratchValues(int R) {
-  const int prompt = kRows * (D > 2 * BN ? D : 2 * BN), own = 16 * D + 2 * 2 * (R <= 8 ? 8 : 16) * kScoreRow<BN>;
+  const int prompt = kRows * (D > 2 * BN ? D : 2 * BN), own = R <= 8 ? ownScratch<D, BN, 1>() : ownScratch<D, BN, 2>();
   return ((prompt > own ? prompt : own) + 511) / 512 * 512;
 }
 template <int D, int BN>

@@ -67,33 +67,39 @@ __device__ __forceinline__ void promptBlock(const Arguments& a, __nv_bfloat16* s
   const int own = threadIdx.x < members ? a.rows[group * a.groupSize + first + threadIdx.x] : -1;
   if (threadIdx.x < members) slots[threadIdx.x] = own;
   const bool anyone = __syncthreads_or(own >= 0);
-  if (length <= 0 || !anyone) return waitForPrevious();
+  if (length <= 0 || !anyone) return;  // that the kernel before has ended is what the own blocks wait for
   const int64_t stride = static_cast<int64_t>(a.kvHeads) * D;
   const int64_t base = (static_cast<int64_t>(start) + begin) * stride + static_cast<int64_t>(head) * D;
   const Stream<D, BN> stream{a.promptK + base, a.promptV + base, stride, length, (length + BN - 1) / BN, -1, ring};
   // Prompts are not written during decode: they may be on their way before the kernel before this one has ended.
   stream.askFirst();
   stream.askSecond();
-  waitForPrevious();
-
+  // A thread turns sixteen values of up to three rows of one completion.
+  constexpr int turns = 3;
   __nv_bfloat16* queries = scratch;  // [kRows, D]
-  constexpr int turns = kRows * (D / 16) / kThreads, apart = kThreads / (D / 16);
-  const int row = threadIdx.x / (D / 16), c = threadIdx.x % (D / 16);
+  const int perRow = members * (D / 16), apart = kThreads / perRow, row = threadIdx.x / perRow, item = threadIdx.x - row * perRow;
+  const int member = item / (D / 16), c = item % (D / 16), completion = slots[member];
+  const bool turning = row < apart && completion >= 0;
+  const __nv_bfloat16* from = a.qkv + (static_cast<int64_t>(completion) * (a.heads + 2 * a.kvHeads) + head * a.R + row) * D + 8 * c;
+  const int64_t table = static_cast<int64_t>(completion) * D + 8 * c;
+  waitForPrevious();
   Turn turn[turns];
+  if (turning) {
+    turn[0].template loadTable<D>(a.cos + table, a.sin + table);
 #pragma unroll
-  for (int i = 0; i < turns; i++) {
-    const int r = row + i * apart, member = overR(a, r), slot = r < rows ? slots[member] : -1;
-    if (slot >= 0) {
-      const int64_t table = static_cast<int64_t>(slot) * D + 8 * c, queryHead = head * a.R + r - member * a.R;
-      turn[i].template load<D>(a.qkv + (static_cast<int64_t>(slot) * (a.heads + 2 * a.kvHeads) + queryHead) * D + 8 * c, a.cos + table,
-                               a.sin + table);
-    }
+    for (int i = 0; i < turns; i++)
+      if (row + i * apart < a.R) turn[i].template loadHead<D>(from + i * apart * D);
   }
   stream.ask(2);
+  if (turning) {
 #pragma unroll
-  for (int i = 0; i < turns; i++) {
-    *reinterpret_cast<uint4*>(at<kRows>(queries, row + i * apart, c)) = turn[i].low();
-    *reinterpret_cast<uint4*>(at<kRows>(queries, row + i * apart, c + D / 16)) = turn[i].high();
+    for (int i = 0; i < turns; i++) {
+      if (row + i * apart >= a.R) continue;
+      turn[i].takeTable(turn[0]);
+      const int r = member * a.R + row + i * apart;
+      *reinterpret_cast<uint4*>(at<kRows>(queries, r, c)) = turn[i].low();
+      *reinterpret_cast<uint4*>(at<kRows>(queries, r, c + D / 16)) = turn[i].high();
+    }
   }
   __syncthreads();
 
@@ -180,19 +186,27 @@ __device__ __forceinline__ void promptBlock(const Arguments& a, __nv_bfloat16* s
   }
 }
 
-// Rows of an own block's scores, padded against bank conflicts.
+// Rows of an own block's weights, padded against bank conflicts.
 template <int BN>
-constexpr int kScoreRow = BN + 8;
+constexpr int kWeightRow = BN + 8;
+
+// Values of an own block before the ring: queries, weights of a block as bfloat16 and as float32, and the largest scores of each warp's keys.
+template <int D, int BN, int HALVES>
+constexpr int ownScratch() {
+  return 16 * D + 8 * HALVES * (BN + 2 * kWeightRow<BN> + 2 * 2 * kWarps);
+}
 
 template <int D, int BN, int HALVES>
 __device__ __forceinline__ void ownBlock(const Arguments& a, __nv_bfloat16* scratch, __nv_bfloat16* ring, int group, int head, int member) {
+  constexpr int rows = 8 * HALVES, warps = 2 * kWarps, keys = BN / warps, columns = D / warps;  // keys and columns of a warp, in a block
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int completion = a.rows[group * a.groupSize + member];
   waitForPrevious();
   if (completion < 0) return;
   const int slot = a.slots == nullptr ? completion : a.slots[completion];
-  __nv_bfloat16* queries = scratch;                            // [16, D]
-  float* scores = reinterpret_cast<float*>(scratch + 16 * D);  // of two blocks, [8 HALVES, kScoreRow] each
+  __nv_bfloat16 *queries = scratch, *weights = scratch + 16 * D;  // [16, D], [rows, BN]
+  float* exact = reinterpret_cast<float*>(weights + rows * BN);   // the weights before they are rounded, [rows, kWeightRow]
+  float* most = exact + rows * kWeightRow<BN>;                    // the largest score of each warp's keys, [rows, warps]
   const int64_t stride = static_cast<int64_t>(a.kvHeads) * D;
   const int64_t base = static_cast<int64_t>(slot) * a.ownSlots * stride + static_cast<int64_t>(head) * D;
   const int newest = a.ownLength[slot], length = newest + 1;
@@ -226,66 +240,88 @@ __device__ __forceinline__ void ownBlock(const Arguments& a, __nv_bfloat16* scra
     storeEight(at<BN>(stream.values(0), inBlock, chunk), value);
     storeEight(a.ownV + base + newest * stride + 8 * chunk, value);
   }
+  wait<2>();
   __syncthreads();
 
-  constexpr int keys = BN / kWarps, columns = D / kWarps;  // of a warp, in a block
-  auto scoresOf = [&](int i) { return scores + (i & 1) * (8 * HALVES * kScoreRow<BN>) + lane / 4 * kScoreRow<BN> + lane % 4 * 2; };
-  if (warp < kWarps) {
-    uint32_t q[D / 16][4];
-    loadLeft<16>(q, queries, 0);
-#pragma unroll 1
-    for (int i = 0; i <= stream.blocks; i++) {
-      if (i == 0) wait<2>();
-      else wait<1>();
-      __syncthreads();
-      if (i > 0) stream.ask(i + 2);
-      if (i == stream.blocks) break;
-      float s[keys / 8][4];
-      clear(s);
-      scoreKeys<D, BN, keys>(s, q, stream.keys(i), warp * keys);
-      if (i == 0) hide<keys>(s, (stream.blocks - 1) * BN + warp * keys, length);
+  // Every warp has its keys, for which it computes scores and weights, and its columns of the values. What the softmax needs of all keys goes through
+  // shared memory: the largest score, and to the first warp the weights, which it sums up in FlashAttention's order.
+  uint32_t q[D / 16][4];
+  loadLeft<16>(q, queries, 0);
+  float s[keys / 8][4], out[columns / 8][4], fade[2];
+  Softmax<BN, HALVES> softmax;
+  softmax.clear();
+  clear(out);
+  const auto score = [&](int i) {
+    clear(s);
+    scoreFew<D, BN, keys>(s, q, stream.keys(i), warp * keys);
+    if (i == 0) hide<keys>(s, (stream.blocks - 1) * BN + warp * keys, length);
 #pragma unroll
-      for (int j = 0; j < keys / 8; j++)
+    for (int r = 0; r < HALVES; r++) {
+      float x = s[0][2 * r];
 #pragma unroll
-        for (int r = 0; r < HALVES; r++)
-          *reinterpret_cast<float2*>(scoresOf(i) + 8 * r * kScoreRow<BN> + warp * keys + 8 * j) = {s[j][2 * r], s[j][2 * r + 1]};
+      for (int j = 0; j < keys / 8; j++) x = fmaxf(fmaxf(x, s[j][2 * r]), s[j][2 * r + 1]);
+      x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+      x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+      if (lane % 4 == 0) most[(lane / 4 + 8 * r) * warps + warp] = x;
     }
-  } else {
-    float out[columns / 8][4];
-    clear(out);
-    Softmax<BN, HALVES> softmax;
-    softmax.clear();
-#pragma unroll 1
-    for (int i = -1; i < stream.blocks; i++) {
-      if (i < 0) wait<2>();
-      else wait<1>();
-      __syncthreads();
-      if (i < 0) continue;
-      stream.ask(i + 3);
-      float s[BN / 8][4], fade[2];
-      clear(s);
+  };
+  const auto weigh = [&] {
 #pragma unroll
-      for (int j = 0; j < BN / 8; j++)
+    for (int r = 0; r < HALVES; r++) {
+      const int at8 = lane / 4 + 8 * r;
+      float x = softmax.max[r];
 #pragma unroll
-        for (int r = 0; r < HALVES; r++) {
-          const float2 pair = *reinterpret_cast<const float2*>(scoresOf(i) + 8 * r * kScoreRow<BN> + 8 * j);
-          s[j][2 * r] = pair.x, s[j][2 * r + 1] = pair.y;
-        }
-      softmax.weigh(s, a.scaleLog2, fade);
-      scaleRows<columns, HALVES>(out, fade);
+      for (int w = 0; w < warps; w += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(most + at8 * warps + w);
+        x = fmaxf(x, fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w)));
+      }
+      softmax.raise(r, x, a.scaleLog2, fade[r]);
 #pragma unroll
-      for (int j = 0; j < BN / 16; j++) {
-        const uint32_t p[4] = {pack(s[2 * j][0], s[2 * j][1]), pack(s[2 * j][2], s[2 * j][3]), pack(s[2 * j + 1][0], s[2 * j + 1][1]),
-                               pack(s[2 * j + 1][2], s[2 * j + 1][3])};
-        addValues<BN, columns>(out, p, stream.values(i), 16 * j, (warp - kWarps) * columns);
+      for (int j = 0; j < keys / 8; j++) {
+        const float first = softmax.weight(r, s[j][2 * r], a.scaleLog2), second = softmax.weight(r, s[j][2 * r + 1], a.scaleLog2);
+        const int key = warp * keys + 8 * j;
+        *reinterpret_cast<float2*>(exact + at8 * kWeightRow<BN> + key + lane % 4 * 2) = {first, second};
+        *reinterpret_cast<uint32_t*>(at<rows>(weights, at8, key / 8) + lane % 4 * 2) = pack(first, second);
       }
     }
+  };
+  score(0);
+  __syncthreads();
+  weigh();
+#pragma unroll 1
+  for (int i = 0; i < stream.blocks; i++) {
+    wait<1>();
+    __syncthreads();
+    stream.ask(i + 3);
+    const float before[2] = {fade[0], fade[1]};
+    if (i + 1 < stream.blocks) score(i + 1);
+    uint32_t p[BN / 16][4];
+    loadLeft<rows>(p, weights, 0);
+    scaleRows<columns, HALVES>(out, before);
+    addFew<BN, columns>(out, p, stream.values(i), warp * columns);
+    if (warp == 0) {
+#pragma unroll
+      for (int r = 0; r < HALVES; r++)
+#pragma unroll
+        for (int j = 0; j < BN / 8; j++) {
+          const float2 pair = *reinterpret_cast<const float2*>(exact + (lane / 4 + 8 * r) * kWeightRow<BN> + 8 * j + lane % 4 * 2);
+          softmax.sum[r] = (j == 0 ? __fmaf_rn(softmax.sum[r], before[r], pair.x) : softmax.sum[r] + pair.x) + pair.y;
+        }
+    }
+    __syncthreads();
+    if (i + 1 < stream.blocks) weigh();
+  }
+  if (warp == 0) {
     float lse[2], share[2];
     softmax.finish(a.scale, lse, share);
-    scaleRows<columns, HALVES>(out, share);
-    store<D, columns, HALVES>(a, out, a.chunks, group, head, member * a.R, a.R, (warp - kWarps) * columns);
-    if (warp == kWarps) storeLse<HALVES>(a, lse, a.chunks, group, head, member * a.R, a.R);
+    storeLse<HALVES>(a, lse, a.chunks, group, head, member * a.R, a.R);
+#pragma unroll
+    for (int r = 0; r < HALVES; r++)
+      if (lane % 4 == 0) most[lane / 4 + 8 * r] = share[r];
   }
+  __syncthreads();
+  scaleRows<columns, HALVES>(out, {most[lane / 4], HALVES == 2 ? most[lane / 4 + 8] : 0});
+  store<D, columns, HALVES>(a, out, a.chunks, group, head, member * a.R, a.R, warp * columns);
 }
 
 }  // namespace

@@ -29,24 +29,30 @@ struct Softmax {
     sum[0] = sum[1] = 0;
   }
 
+  // The largest score is `most` now.
+  __device__ __forceinline__ void raise(int r, float most, float scaleLog2, float& fade) {
+    fade = exp2f((max[r] - (most == -CUDART_INF_F ? 0.f : most)) * scaleLog2);
+    max[r] = most;
+  }
+  __device__ __forceinline__ float weight(int r, float score, float scaleLog2) const {
+    return exp2f(__fsub_rn(__fmul_rn(score, scaleLog2), max[r] == -CUDART_INF_F ? 0.f : max[r] * scaleLog2));
+  }
+
   // Takes the scores of a block, hidden ones at -infinity; leaves their weights in `s`, and in `fade` what the sums so far are to be multiplied by.
   __device__ __forceinline__ void weigh(float (&s)[BN / 8][4], float scaleLog2, float (&fade)[2]) {
 #pragma unroll
     for (int r = 0; r < HALVES; r++) {
-      const float before = max[r];
-      float most = before;
+      float most = max[r];
 #pragma unroll
       for (int j = 0; j < BN / 8; j++) most = fmaxf(fmaxf(most, s[j][2 * r]), s[j][2 * r + 1]);
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-      max[r] = most;
-      const float shift = most == -CUDART_INF_F ? 0.f : most * scaleLog2;
-      fade[r] = exp2f((before - (most == -CUDART_INF_F ? 0.f : most)) * scaleLog2);
+      raise(r, most, scaleLog2, fade[r]);
 #pragma unroll
       for (int j = 0; j < BN / 8; j++) {
 #pragma unroll
         for (int e = 2 * r; e < 2 * r + 2; e++) {
-          s[j][e] = exp2f(__fsub_rn(__fmul_rn(s[j][e], scaleLog2), shift));
+          s[j][e] = weight(r, s[j][e], scaleLog2);
           sum[r] = j == 0 && e == 2 * r ? __fmaf_rn(sum[r], fade[r], s[j][e]) : sum[r] + s[j][e];
         }
       }
@@ -107,6 +113,39 @@ __device__ __forceinline__ void addValues(float (&out)[COLUMNS / 8][4], const ui
   for (int i = 0; i < COLUMNS / 16; i++) {
     multiply(out[2 * i], weights, b[i][0], b[i][1]);
     multiply(out[2 * i + 1], weights, b[i][2], b[i][3]);
+  }
+}
+
+// scoreKeys for eight or sixteen keys: two steps along D in one access.
+template <int D, int ROWS, int KEYS>
+__device__ __forceinline__ void scoreFew(float (&s)[KEYS / 8][4], const uint32_t (&q)[D / 16][4], __nv_bfloat16* keys, int first) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < D / 16; k += 2)
+#pragma unroll
+    for (int j = 0; j < KEYS / 8; j++) {
+      uint32_t b[4];
+      loadMatrix(b, at<ROWS>(keys, first + 8 * j + (lane & 7), 2 * k + (lane >> 3)));
+      multiply(s[j], q[k], b[0], b[1]);
+      multiply(s[j], q[k + 1], b[2], b[3]);
+    }
+}
+
+// out [16, COLUMNS] += weights [16, ROWS] times columns `first` on, eight or sixteen, of values [ROWS, ..].
+template <int ROWS, int COLUMNS>
+__device__ __forceinline__ void addFew(float (&out)[COLUMNS / 8][4], const uint32_t (&weights)[ROWS / 16][4], __nv_bfloat16* values, int first) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (COLUMNS == 8) {
+#pragma unroll
+    for (int j = 0; j < ROWS / 16; j += 2) {
+      uint32_t b[4];
+      loadMatrixTransposed(b, at<ROWS>(values, 16 * j + lane, first / 8));
+      multiply(out[0], weights[j], b[0], b[1]);
+      multiply(out[0], weights[j + 1], b[2], b[3]);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < ROWS / 16; j++) addValues<ROWS, COLUMNS>(out, weights[j], values, 16 * j, first);
   }
 }
 
@@ -174,12 +213,12 @@ __device__ __forceinline__ void addValuesTogether(float (&out)[D / 8][4], const 
 }
 #endif
 
-// The 16 rows from `firstRow` on of a tile of ROWS rows, as the left side of products.
+// The 16 rows from `firstRow` on of a tile of ROWS rows, as the left side of products; a tile of 8 is taken twice.
 template <int ROWS, int STEPS>
 __device__ __forceinline__ void loadLeft(uint32_t (&left)[STEPS][4], __nv_bfloat16* tile, int firstRow) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int k = 0; k < STEPS; k++) loadMatrix(left[k], at<ROWS>(tile, firstRow + (lane & 15), 2 * k + (lane >> 4)));
+  for (int k = 0; k < STEPS; k++) loadMatrix(left[k], at<ROWS>(tile, firstRow + (lane & (ROWS < 16 ? ROWS - 1 : 15)), 2 * k + (lane >> 4)));
 }
 
 template <int N>

@@ -17,10 +17,20 @@ __device__ __forceinline__ float upper(uint32_t pair) { return __uint_as_float(p
 struct Turn {
   uint4 x, y, cosX, cosY, sinX, sinY;
 
+  static __device__ __forceinline__ uint4 read(const __nv_bfloat16* p) { return *reinterpret_cast<const uint4*>(p); }
+  template <int D>
+  __device__ __forceinline__ void loadTable(const __nv_bfloat16* cos, const __nv_bfloat16* sin) {
+    cosX = read(cos), cosY = read(cos + D / 2), sinX = read(sin), sinY = read(sin + D / 2);
+  }
+  template <int D>
+  __device__ __forceinline__ void loadHead(const __nv_bfloat16* head) {
+    x = read(head), y = read(head + D / 2);
+  }
+  __device__ __forceinline__ void takeTable(const Turn& of) { cosX = of.cosX, cosY = of.cosY, sinX = of.sinX, sinY = of.sinY; }
   template <int D>
   __device__ __forceinline__ void load(const __nv_bfloat16* head, const __nv_bfloat16* cos, const __nv_bfloat16* sin) {
-    const auto read = [](const __nv_bfloat16* p) { return *reinterpret_cast<const uint4*>(p); };
-    x = read(head), y = read(head + D / 2), cosX = read(cos), cosY = read(cos + D / 2), sinX = read(sin), sinY = read(sin + D / 2);
+    loadHead<D>(head);
+    loadTable<D>(cos, sin);
   }
   static __device__ __forceinline__ uint32_t turned(uint32_t own, uint32_t other, uint32_t cosine, uint32_t sine) {
     const __nv_bfloat162 product = __hmul2_rn(*reinterpret_cast<__nv_bfloat162*>(&own), *reinterpret_cast<__nv_bfloat162*>(&cosine));
