@@ -1,6 +1,6 @@
 /** The plain decode loop, of one round: a token per completion and step, fixed buffers, nothing read back before the end but a rare check. */
 
-import { CudaGraph } from "../torch/cuda.ts";
+import { CudaGraph, synchronize } from "../torch/cuda.ts";
 import {
   add_,
   all,
@@ -58,6 +58,7 @@ export class StepGraph implements Disposable {
 
   /** Records what `step` enqueues, in place of the graph before. */
   capture(step: () => void): CudaGraph {
+    synchronize(); // a capture waits for what is under way, which is no part of it
     const started = performance.now();
     const next = new CudaGraph();
     try {

@@ -1,6 +1,6 @@
 /** Decode steps as CUDA graphs: recorded once for each shape, replayed with one launch. */
 
-import { CudaGraph } from "../torch/cuda.ts";
+import { CudaGraph, synchronize } from "../torch/cuda.ts";
 
 /**
  * All graphs lie in one memory pool. That is sound in any order of replays, since a step leaves nothing there: what it hands on it writes into
@@ -36,6 +36,7 @@ export class StepGraphs implements Disposable {
   }
 
   private capture(key: string, step: () => void): CudaGraph {
+    synchronize(); // a capture waits for what is under way, which is no part of it
     const started = performance.now();
     const graph = new CudaGraph();
     const [other] = this.graphs.values();
