@@ -12,6 +12,8 @@
 // (src/model/prompt-chunks.ts), since decode takes a prompt in these chunks and its bits are to be the same. On the CPU each segment is one call
 // of aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys.
 
+#include "group_attention.h"
+
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -95,31 +97,25 @@ PartResult part_forward(const Tensor& q, const Tensor& k, const Tensor& v, const
   return {out, lse, Tensor(), Tensor()};
 }
 
-// Adds the part's share to dq, dk, dv (rows of the same ranges as q, k, v). out and lse are those of the whole softmax.
-void part_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const PartResult& whole,
-                   const Part& part, double scale, Tensor dq, Tensor dk, Tensor dv, bool accumulate_q, bool accumulate_kv) {
-  const auto put = [](Tensor into, const Tensor& share, bool accumulate) {
-    if (accumulate) into.add_(share);
-    else into.copy_(share);
-  };
-  if (q.is_cuda()) {
-    auto [gq, gk, gv] = at::_flash_attention_backward(
-        dout, q, k, v, whole.out, whole.lse, part.cu_q, part.cu_k, part.max_q, part.max_k, 0.0, part.causal, whole.seed,
-        whole.unused, scale);
-    put(dq, gq, accumulate_q);
-    put(dk, gk, accumulate_kv);
-    put(dv, gv, accumulate_kv);
-    return;
-  }
+Share flash_backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const PartResult& whole, const Part& part, double scale) {
+  auto [gq, gk, gv] = at::_flash_attention_backward(dout, q, k, v, whole.out, whole.lse, part.cu_q, part.cu_k, part.max_q, part.max_k, 0.0,
+                                                    part.causal, whole.seed, whole.unused, scale);
+  return {gq, gk, gv};
+}
+
+// Adds the part's share to dq, dk, dv (rows of the same ranges as q, k, v) on the CPU. out and lse are those of the whole softmax.
+void add_share(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const PartResult& whole, const Part& part, double scale,
+               Tensor dq, Tensor dk, Tensor dv, bool accumulate_q) {
   const int64_t kv_heads = k.size(1), repeat = q.size(1) / kv_heads;
-  if (!accumulate_kv) dk.zero_(), dv.zero_();
   each_segment(part, [&](int64_t q0, int64_t nq, int64_t k0, int64_t nk) {
     const Tensor lse = whole.lse.narrow(1, q0, nq).reshape({kv_heads, repeat, nq});
     auto [gq, gk, gv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
         query_view(dout.narrow(0, q0, nq), kv_heads), query_view(q.narrow(0, q0, nq), kv_heads),
         key_view(k.narrow(0, k0, nk), repeat), key_view(v.narrow(0, k0, nk), repeat),
         query_view(whole.out.narrow(0, q0, nq), kv_heads), lse, 0.0, part.causal, {}, scale);
-    put(dq.narrow(0, q0, nq), to_rows(gq), accumulate_q);
+    Tensor rows = dq.narrow(0, q0, nq);
+    if (accumulate_q) rows.add_(to_rows(gq));
+    else rows.copy_(to_rows(gq));
     dk.narrow(0, k0, nk).add_(gk.sum(1).transpose(0, 1));  // [kv heads, repeat, rows, dim] -> [rows, kv heads, dim]
     dv.narrow(0, k0, nk).add_(gv.sum(1).transpose(0, 1));
   });
@@ -130,21 +126,13 @@ struct Parts {
   Part prompts, crossing, completions;
 };
 
-Parts make_parts(const Tensor& q, const Tensor& cu_prompt, const Tensor& cu_group, const Tensor& cu_completion,
-                 int64_t prompt_rows, int64_t max_prompt, int64_t max_group, int64_t max_completion) {
-  return {prompt_rows,
-          q.size(0) - prompt_rows,
-          {cu_prompt, cu_prompt, max_prompt, max_prompt, true, {}},
-          {cu_group, cu_prompt, max_group, max_prompt, false, {}},
-          {cu_completion, cu_completion, max_completion, max_completion, true, {}}};
+Parts make_parts(const Tensor& q, const Groups& g) {
+  return {g.prompt_rows,
+          q.size(0) - g.prompt_rows,
+          {g.cu_prompt, g.cu_prompt, g.max_prompt, g.max_prompt, true, {}},
+          {g.cu_group, g.cu_prompt, g.max_group, g.max_prompt, false, {}},
+          {g.cu_completion, g.cu_completion, g.max_completion, g.max_completion, true, {}}};
 }
-
-// Where the prompts' keys are cut; at least one chunk.
-struct Chunks {
-  Tensor starts;   // int32 [chunks, groups + 1], like cu_prompt but for each prompt's chunk
-  Tensor lengths;  // int32 [chunks, groups], 0 where a prompt has fewer
-  int64_t max_length;
-};
 
 // The softmax over all parts, the chunks and then the completions themselves; writes its values to `out` and returns its log-sum-exp. The plain
 // definition of grove_merge_parts.
@@ -192,62 +180,50 @@ Tensor merge(const std::vector<PartResult>& parts, const Tensor& cu_group, const
 }
 
 struct GroupAttention : torch::autograd::Function<GroupAttention> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_prompt,
-                        const Tensor& cu_group, const Tensor& cu_completion, const Chunks& chunks, int64_t prompt_rows,
-                        int64_t max_prompt, int64_t max_group, int64_t max_completion, double scale) {
-    const auto parts = make_parts(q, cu_prompt, cu_group, cu_completion, prompt_rows, max_prompt, max_group, max_completion);
-    const int64_t P = parts.prompt_rows, C = parts.completion_rows;
-    const auto qp = q.narrow(0, 0, P), kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);
-    const auto a = part_forward(qp, kp, vp, parts.prompts, scale);
-    PartResult merged, c;
-    Tensor out = a.out;
-    if (C > 0) {
-      const auto qc = q.narrow(0, P, C), kc = k.narrow(0, P, C), vc = v.narrow(0, P, C);
-      std::vector<PartResult> pieces;
-      if (q.is_cuda()) {
-        for (int64_t i = 0; i < chunks.starts.size(0); i++) {
-          const Part piece{cu_group, chunks.starts[i], max_group, chunks.max_length, false, chunks.lengths[i]};
-          pieces.push_back(part_forward(qc, kp, vp, piece, scale));
-        }
-      } else {
-        pieces.push_back(part_forward(qc, kp, vp, parts.crossing, scale));
-      }
-      c = part_forward(qc, kc, vc, parts.completions, scale);
-      pieces.push_back(c);
-      out = at::empty({P + C, q.size(1), q.size(2)}, q.options());
-      out.narrow(0, 0, P).copy_(a.out);
-      merged = {out.narrow(0, P, C), Tensor(), pieces[0].seed, pieces[0].unused};
-      merged.lse = merge(pieces, cu_group, chunks.lengths, merged.out);
-    }
-    ctx->save_for_backward({q, k, v, cu_prompt, cu_group, cu_completion, out, a.lse, a.seed, a.unused, merged.lse, merged.seed,
-                            merged.unused, c.seed, c.unused});
-    ctx->saved_data["ints"] = std::vector<int64_t>{prompt_rows, max_prompt, max_group, max_completion};
-    ctx->saved_data["scale"] = scale;
-    return out;
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Groups& g) {
+    const auto a = attendGroups(q, k, v, g);
+    ctx->save_for_backward({q, k, v, g.cu_prompt, g.cu_group, g.cu_completion, a.out, a.prompt_lse, a.prompt_seed, a.prompt_unused, a.lse,
+                            a.cross_seed, a.cross_unused, a.own_seed, a.own_unused});
+    ctx->saved_data["ints"] = std::vector<int64_t>{g.prompt_rows, g.max_prompt, g.max_group, g.max_completion};
+    ctx->saved_data["scale"] = g.scale;
+    return a.out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
     const auto n = ctx->saved_data["ints"].toIntVector();
-    const double scale = ctx->saved_data["scale"].toDouble();
-    const Tensor &q = s[0], &k = s[1], &v = s[2], &out = s[6];
-    const auto parts = make_parts(q, s[3], s[4], s[5], n[0], n[1], n[2], n[3]);
+    const Groups groups{s[3], s[4], s[5], {}, {}, n[0], n[1], n[2], n[3], 0, ctx->saved_data["scale"].toDouble()};
+    const Attended attended{s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14]};
+    const Tensor &q = s[0], &k = s[1], &v = s[2], &out = s[6], dout = grads[0].contiguous();
+    const auto parts = make_parts(q, groups);
     const int64_t P = parts.prompt_rows, C = parts.completion_rows;
-    const Tensor dout = grads[0].contiguous();
-    const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
-                 dv = at::empty(v.sizes(), v.options());
-    const auto qp = q.narrow(0, 0, P), kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);
-    const auto dkp = dk.narrow(0, 0, P), dvp = dv.narrow(0, 0, P);
-    part_backward(dout.narrow(0, 0, P), qp, kp, vp, {out.narrow(0, 0, P), s[7], s[8], s[9]}, parts.prompts, scale,
-                  dq.narrow(0, 0, P), dkp, dvp, false, false);
-    if (C > 0) {
-      const auto qc = q.narrow(0, P, C), kc = k.narrow(0, P, C), vc = v.narrow(0, P, C);
-      const auto dc = dout.narrow(0, P, C), oc = out.narrow(0, P, C), dqc = dq.narrow(0, P, C);
-      part_backward(dc, qc, kp, vp, {oc, s[10], s[11], s[12]}, parts.crossing, scale, dqc, dkp, dvp, false, true);
-      part_backward(dc, qc, kc, vc, {oc, s[10], s[13], s[14]}, parts.completions, scale, dqc, dk.narrow(0, P, C),
-                    dv.narrow(0, P, C), true, false);
+    const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()), dv = at::empty(v.sizes(), v.options());
+    const auto upper = [P](const Tensor& x) { return x.narrow(0, 0, P); };
+    const auto lower = [P, C](const Tensor& x) { return x.narrow(0, P, C); };
+    if (q.is_cuda()) {
+      const auto shares = gradientShares(dout, q, k, v, attended, groups);
+      upper(dq).copy_(shares.prompts.q);
+      upper(dk).copy_(shares.prompts.k);
+      upper(dv).copy_(shares.prompts.v);
+      if (C > 0) {
+        lower(dq).copy_(shares.crossing.q);
+        upper(dk).add_(shares.crossing.k);
+        upper(dv).add_(shares.crossing.v);
+        lower(dq).add_(shares.completions.q);
+        lower(dk).copy_(shares.completions.k);
+        lower(dv).copy_(shares.completions.v);
+      }
+      return {dq, dk, dv, {}};
     }
-    return {dq, dk, dv, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    dk.zero_(), dv.zero_();
+    add_share(upper(dout), upper(q), upper(k), upper(v), {upper(out), attended.prompt_lse, {}, {}}, parts.prompts, groups.scale, upper(dq), upper(dk),
+              upper(dv), false);
+    if (C > 0) {
+      const PartResult whole{lower(out), attended.lse, {}, {}};
+      add_share(lower(dout), lower(q), upper(k), upper(v), whole, parts.crossing, groups.scale, lower(dq), upper(dk), upper(dv), false);
+      add_share(lower(dout), lower(q), lower(k), lower(v), whole, parts.completions, groups.scale, lower(dq), lower(dk), lower(dv), true);
+    }
+    return {dq, dk, dv, {}};
   }
 };
 
@@ -259,31 +235,80 @@ struct GroupAttention : torch::autograd::Function<GroupAttention> {
 Tensor group_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_prompt, const Tensor& cu_group,
                        const Tensor& cu_completion, const Tensor& chunk_starts, const Tensor& chunk_lengths, int64_t prompt_rows,
                        int64_t max_prompt, int64_t max_group, int64_t max_completion, int64_t max_chunk, double scale) {
+  return groupAttention(q, k, v,
+                        Groups{cu_prompt, cu_group, cu_completion, chunk_starts, chunk_lengths, prompt_rows, max_prompt, max_group, max_completion,
+                               max_chunk, scale});
+}
+
+}  // namespace
+
+Tensor groupAttention(const Tensor& q, const Tensor& k, const Tensor& v, const Groups& groups) {
+  checkGroups(q, k, v, groups);
+  return GroupAttention::apply(q, k, v, groups);
+}
+
+void checkGroups(const Tensor& q, const Tensor& k, const Tensor& v, const Groups& g) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.sizes() == k.sizes(), "expected q [T, H, D] and k, v [T, HK, D], got ",
               q.sizes(), ", ", k.sizes(), ", ", v.sizes());
   TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(1) % k.size(1) == 0,
               "rows and head sizes of q and k must agree and heads be a multiple of kv heads, got ", q.sizes(), ", ", k.sizes());
-  TORCH_CHECK(prompt_rows > 0 && prompt_rows <= q.size(0), "prompt_rows ", prompt_rows, " out of range for ", q.size(0), " rows");
-  TORCH_CHECK(cu_prompt.scalar_type() == at::kInt && cu_group.scalar_type() == at::kInt && cu_completion.scalar_type() == at::kInt,
+  TORCH_CHECK(g.prompt_rows > 0 && g.prompt_rows <= q.size(0), "prompt_rows ", g.prompt_rows, " out of range for ", q.size(0), " rows");
+  TORCH_CHECK(g.cu_prompt.scalar_type() == at::kInt && g.cu_group.scalar_type() == at::kInt && g.cu_completion.scalar_type() == at::kInt,
               "cu_prompt, cu_group and cu_completion must be int32");
-  TORCH_CHECK(cu_prompt.numel() == cu_group.numel(), "cu_prompt and cu_group must have one entry per group and one more");
-  TORCH_CHECK(cu_prompt.device() == q.device() && cu_group.device() == q.device() && cu_completion.device() == q.device(),
+  TORCH_CHECK(g.cu_prompt.numel() == g.cu_group.numel(), "cu_prompt and cu_group must have one entry per group and one more");
+  TORCH_CHECK(g.cu_prompt.device() == q.device() && g.cu_group.device() == q.device() && g.cu_completion.device() == q.device(),
               "cu_prompt, cu_group and cu_completion must be on the device of q");
-  const int64_t groups = cu_prompt.numel() - 1;
-  TORCH_CHECK(chunk_starts.dim() == 2 && chunk_lengths.dim() == 2 && chunk_starts.size(0) == chunk_lengths.size(0) &&
-                  chunk_starts.size(0) >= 1 && chunk_starts.size(0) <= kGroveMaxPromptChunks && chunk_starts.size(1) == groups + 1 &&
-                  chunk_lengths.size(1) == groups,
-              "expected chunk_starts [1 to ", kGroveMaxPromptChunks, ", ", groups + 1, "] and chunk_lengths [.., ", groups, "], got ",
-              chunk_starts.sizes(), ", ", chunk_lengths.sizes());
-  for (const Tensor* chunk : {&chunk_starts, &chunk_lengths}) {
+  const int64_t count = g.cu_prompt.numel() - 1;
+  TORCH_CHECK(g.chunk_starts.dim() == 2 && g.chunk_lengths.dim() == 2 && g.chunk_starts.size(0) == g.chunk_lengths.size(0) &&
+                  g.chunk_starts.size(0) >= 1 && g.chunk_starts.size(0) <= kGroveMaxPromptChunks && g.chunk_starts.size(1) == count + 1 &&
+                  g.chunk_lengths.size(1) == count,
+              "expected chunk_starts [1 to ", kGroveMaxPromptChunks, ", ", count + 1, "] and chunk_lengths [.., ", count, "], got ",
+              g.chunk_starts.sizes(), ", ", g.chunk_lengths.sizes());
+  for (const Tensor* chunk : {&g.chunk_starts, &g.chunk_lengths}) {
     TORCH_CHECK(chunk->scalar_type() == at::kInt && chunk->device() == q.device() && chunk->is_contiguous(),
                 "chunk_starts and chunk_lengths must be int32, contiguous and on the device of q");
   }
-  return GroupAttention::apply(q, k, v, cu_prompt, cu_group, cu_completion, Chunks{chunk_starts, chunk_lengths, max_chunk}, prompt_rows,
-                               max_prompt, max_group, max_completion, scale);
 }
 
-}  // namespace
+Attended attendGroups(const Tensor& q, const Tensor& k, const Tensor& v, const Groups& groups) {
+  const auto parts = make_parts(q, groups);
+  const int64_t P = parts.prompt_rows, C = parts.completion_rows;
+  const auto kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);
+  const auto a = part_forward(q.narrow(0, 0, P), kp, vp, parts.prompts, groups.scale);
+  if (C == 0) return {a.out, a.lse, a.seed, a.unused, {}, {}, {}, {}, {}};
+  const auto qc = q.narrow(0, P, C), kc = k.narrow(0, P, C), vc = v.narrow(0, P, C);
+  std::vector<PartResult> pieces;
+  if (q.is_cuda()) {
+    for (int64_t i = 0; i < groups.chunk_starts.size(0); i++) {
+      const Part piece{groups.cu_group, groups.chunk_starts[i], groups.max_group, groups.max_chunk, false, groups.chunk_lengths[i]};
+      pieces.push_back(part_forward(qc, kp, vp, piece, groups.scale));
+    }
+  } else {
+    pieces.push_back(part_forward(qc, kp, vp, parts.crossing, groups.scale));
+  }
+  const auto c = part_forward(qc, kc, vc, parts.completions, groups.scale);
+  pieces.push_back(c);
+  const Tensor out = at::empty({P + C, q.size(1), q.size(2)}, q.options());
+  out.narrow(0, 0, P).copy_(a.out);
+  const Tensor lse = merge(pieces, groups.cu_group, groups.chunk_lengths, out.narrow(0, P, C));
+  return {out, a.lse, a.seed, a.unused, lse, pieces[0].seed, pieces[0].unused, c.seed, c.unused};
+}
+
+Shares gradientShares(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Attended& a, const Groups& groups) {
+  const auto parts = make_parts(q, groups);
+  const int64_t P = parts.prompt_rows, C = parts.completion_rows;
+  const auto upper = [P](const Tensor& x) { return x.narrow(0, 0, P); };
+  const auto lower = [P, C](const Tensor& x) { return x.narrow(0, P, C); };
+  Shares shares;
+  shares.prompts = flash_backward(upper(dout), upper(q), upper(k), upper(v), {upper(a.out), a.prompt_lse, a.prompt_seed, a.prompt_unused},
+                                  parts.prompts, groups.scale);
+  if (C == 0) return shares;
+  shares.crossing = flash_backward(lower(dout), lower(q), upper(k), upper(v), {lower(a.out), a.lse, a.cross_seed, a.cross_unused}, parts.crossing,
+                                   groups.scale);
+  shares.completions = flash_backward(lower(dout), lower(q), lower(k), lower(v), {lower(a.out), a.lse, a.own_seed, a.own_unused}, parts.completions,
+                                      groups.scale);
+  return shares;
+}
 
 TORCH_LIBRARY_FRAGMENT(grove, m) {
   m.def(

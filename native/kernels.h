@@ -64,6 +64,45 @@ typedef int (*GroveSkinnyLinearFits)(void);
 // x, out [rows, columns], weight [columns], all bfloat16, aligned to 16 bytes; scales [rows]: 1 / rms. columns a multiple of 8, at most 8192.
 typedef int (*GroveRmsNormLauncher)(const void* x, const void* weight, void* out, float* scales, int rows, int columns, float eps, void* stream);
 
+// The backward of out = y weight (+ bias) by rows, y = (x - mean) scale; mean NULL: an RMS norm. x, dout, addend and dx [rows, columns], weight, bias
+// and their gradients [columns], all bfloat16, aligned to 16 bytes; mean, scale float32 [rows]; scratch: float32 [what ..Scratch says]. dx is the
+// gradient of x plus addend (or NULL). dWeight, dBias: NULL where not wanted; adds..: to what they hold. columns a multiple of 8, at most 8192.
+typedef struct {
+  const void *x, *weight, *dout, *addend;
+  const float *mean, *scale;
+  void *dx, *dWeight, *dBias;
+  int32_t addsWeight, addsBias;
+  float* scratch;
+  int32_t rows, columns;
+} GroveNormBackward;
+typedef int (*GroveNormBackwardLauncher)(const GroveNormBackward* arguments, void* stream);
+typedef int64_t (*GroveColumnScratch)(int rows, int columns);
+
+// out [columns] = the sum of x [rows, columns] over its rows, bfloat16, x aligned to 16 bytes; `adds`: to what out holds. parts: float32 [what
+// grove_column_sums_scratch says]. columns a multiple of 8.
+typedef int (*GroveColumnSumsLauncher)(const void* x, void* out, float* parts, int rows, int columns, int adds, void* stream);
+
+// logits [rows, vocab], bfloat16, aligned to 16 bytes, become (onehot(target) - exp(logit - logSum)) * dLogprob; the others [rows]. vocab a multiple of 8,
+// rows at most 65535.
+typedef int (*GroveLogprobBackwardLauncher)(void* logits, const int64_t* targets, const float* logSums, const float* dLogprobs, int rows, int vocab,
+                                            void* stream);
+
+// table[ids[i]] += rows[order[i]] for i < count, ids ascending, rows and table bfloat16 with `columns` (a multiple of 8) each, aligned to 16 bytes. Ids
+// except0 and except1 are left out.
+typedef int (*GroveAddRowsLauncher)(const int64_t* ids, const int64_t* order, const void* rows, void* table, int count, int columns, int64_t except0,
+                                    int64_t except1, void* stream);
+
+// Gradients [rows of the part, heads or kvHeads, headDim] of the parts of a group attention: of the first promptRows rows promptQ, promptK + crossK and
+// promptV + crossV, of the others crossQ + ownQ, ownK and ownV; cross.. and own.. NULL where there are no others. q and k are turned back by cosines and
+// sines [rows, headDim], bfloat16 or float32. Into out [rows, heads + 2 kvHeads, headDim]. All bfloat16, contiguous, aligned to 16 bytes; headDim a
+// multiple of 16.
+typedef struct {
+  const void *promptQ, *promptK, *promptV, *crossQ, *crossK, *crossV, *ownQ, *ownK, *ownV, *cosines, *sines;
+  void* out;
+  int32_t tableIsBfloat16, rows, promptRows, heads, kvHeads, headDim;
+} GroveGatherGradients;
+typedef int (*GroveGatherGradientsLauncher)(const GroveGatherGradients* arguments, void* stream);
+
 // positions [A, tokens], axes and frequencies [count], cosines and sines bfloat16 [tokens, 2 * count]; see native/rope_table.cc.
 typedef int (*GroveRopeTableLauncher)(const int64_t* positions, const int64_t* axes, const float* frequencies, void* cosines, void* sines,
                                       int tokens, int count, void* stream);

@@ -60,15 +60,6 @@ struct QuickGelu : torch::autograd::Function<QuickGelu> {
   }
 };
 
-// x's tokens may lie apart, as heads cut from a wider row do.
-bool rotateFits(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  const int64_t D = x.size(2);
-  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0 && D % 16 == 0 && x.stride(2) == 1 && x.stride(1) == D &&
-         x.stride(0) % 8 == 0 && isAligned(x) && cos.device() == x.device() && sin.device() == x.device() && cos.is_contiguous() &&
-         sin.is_contiguous() && isAligned(cos) && isAligned(sin) && cos.scalar_type() == sin.scalar_type() && (cos.scalar_type() == at::kBFloat16 || cos.scalar_type() == at::kFloat) &&
-         kernelSymbol("grove_rotate") != nullptr;
-}
-
 struct Rotate : torch::autograd::Function<Rotate> {
   static Tensor pass(const Tensor& x, const Tensor& cos, const Tensor& sin, bool backward) {
     static const auto launch = find<GroveRotateLauncher>("grove_rotate");
@@ -95,6 +86,22 @@ Tensor quick_gelu(const Tensor& x) {
   return x * at::sigmoid(x * 1.702);
 }
 
+}  // namespace
+
+// x's tokens may lie apart, as heads cut from a wider row do.
+bool rotateFits(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+#ifdef GROVE_CUDA
+  const int64_t D = x.size(2);
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0 && D % 16 == 0 && x.stride(2) == 1 && x.stride(1) == D &&
+         x.stride(0) % 8 == 0 && isAligned(x) && cos.device() == x.device() && sin.device() == x.device() && cos.is_contiguous() &&
+         sin.is_contiguous() && isAligned(cos) && isAligned(sin) && cos.scalar_type() == sin.scalar_type() &&
+         (cos.scalar_type() == at::kBFloat16 || cos.scalar_type() == at::kFloat) &&
+         kernelSymbol("grove_rotate") != nullptr;
+#else
+  return false;
+#endif
+}
+
 Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   TORCH_CHECK(x.dim() == 3 && x.size(2) % 2 == 0 && cos.numel() == x.size(0) * x.size(2) && sin.sizes() == cos.sizes(),
               "rotate: expected x [T, N, D], cos and sin [T, 1, D], got ", x.sizes(), ", ", cos.sizes(), ", ", sin.sizes());
@@ -104,8 +111,6 @@ Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   const Tensor wide = x.to(cos.scalar_type());
   return at::addcmul(wide * cos, wide.roll({x.size(2) / 2}, {2}), sin).to(x.scalar_type());
 }
-
-}  // namespace
 
 Tensor swiglu(const Tensor& gate_up) {
 #ifdef GROVE_CUDA

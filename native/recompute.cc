@@ -1,13 +1,16 @@
-// Parts of a layer that keep less for the backward than their operators would by themselves, and compute the rest again there. Forward and backward
-// are the same calls on the same values as without, so results and gradients are the same bits.
+// Parts of a layer that know what their backward needs, and may keep less than that and compute the rest again there. Forward and backward are the
+// same calls on the same values either way, so results and gradients are the same bits.
 //
 //   op                                          keeps        computes again
-//   grove::norm_linear       linear(norm(x))    x            the norm
+//   grove::norm_linear       linear(norm(x))    x            the norm, unless it is told to keep it
 //   grove::quick_gelu_linear linear(gelu(x))    x            quick GELU
-//   grove::swiglu_mlp        down(swiglu(gate_up(norm(x)))) + residual   x   the norm, gate and up (SwiGLU: anyway, see layers.cc)
-//   grove::quick_gelu_mlp    fc2(gelu(fc1(norm(x))))                     x   the norm, fc1, quick GELU
+//   grove::swiglu_mlp        x + down(swiglu(gate_up(norm(x))))    x   the norm, gate and up (SwiGLU: anyway, see swiglu_down.cc)
+//   grove::quick_gelu_mlp    x + fc2(gelu(fc1(norm(x))))           x   the norm, fc1, quick GELU
 //
-// src/model/recompute.ts says what that saves and costs. Compositions on every device; a norm with a bias is a layer norm, one without an RMS norm.
+// All but the second stand where a layer forks into a branch and its residual. They see both gradients, so the norm's backward adds them up as it writes
+// (norm.h); norm_linear returns x beside the product for that, to be used as the residual.
+//
+// src/model/recompute.ts says what is kept and what that costs. Compositions on every device; a norm with a bias is a layer norm, one without an RMS norm.
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -16,8 +19,9 @@
 #include <torch/library.h>
 
 #include <cstdint>
-#include <vector>
 
+#include "gradient.h"
+#include "norm.h"
 #include "pointwise.h"
 #include "skinny_linear.h"
 
@@ -29,149 +33,115 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using MaybeTensor = std::optional<Tensor>;
 
-Tensor norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
-  if (bias.defined()) return at::layer_norm(x, weight.sizes(), weight, bias, eps);
-  static const auto rms = c10::Dispatcher::singleton().findSchemaOrThrow("grove::rms_norm", "").typed<Tensor(const Tensor&, const Tensor&, double)>();
-  return rms.call(x, weight, eps);
-}
-
 Tensor quickGelu(const Tensor& x) {
   static const auto gelu = c10::Dispatcher::singleton().findSchemaOrThrow("grove::quick_gelu", "").typed<Tensor(const Tensor&)>();
   return gelu.call(x);
 }
 
-// Gradients of `inputs` (undefined where they want none) through `first`, which is run again: given its value, `last` gives its gradient.
-template <class First, class Last>
-variable_list backThrough(const variable_list& inputs, const std::vector<bool>& wanted, First first, Last last) {
-  variable_list leaves(inputs.size()), asked, result(inputs.size());
-  for (size_t i = 0; i < inputs.size(); i++) {
-    if (!inputs[i].defined()) continue;
-    leaves[i] = inputs[i].detach();
-    if (!wanted[i]) continue;
-    leaves[i].requires_grad_();
-    asked.push_back(leaves[i]);
-  }
-  Tensor value;
-  {
-    at::AutoGradMode recording(!asked.empty());
-    value = first(leaves);
-  }
-  const Tensor gradient = last(value.detach());
-  if (asked.empty()) return result;
-  const auto gradients = torch::autograd::grad({value}, asked, {gradient});
-  for (size_t i = 0, next = 0; i < inputs.size(); i++) {
-    if (inputs[i].defined() && wanted[i]) result[i] = gradients[next++];
-  }
-  return result;
+// quickGelu of a leaf, recorded.
+Tensor recordedGelu(Tensor& leaf) {
+  at::AutoGradMode recording(true);
+  return quickGelu(leaf.requires_grad_());
 }
-
-constexpr size_t kAbsent = SIZE_MAX;
-
-// Of the inputs at these places, counted among the tensors that are there.
-std::vector<bool> wantedOf(AutogradContext* ctx, const std::vector<size_t>& places) {
-  std::vector<bool> wanted;
-  for (const size_t place : places) wanted.push_back(place != kAbsent && ctx->needs_input_grad(place));
-  return wanted;
-}
-
-// What autograd gives for linear(z, weight, bias), as it calls it; the latter two where they are wanted.
-struct LinearBackward {
-  Tensor d_weight, d_bias;
-  Tensor operator()(const Tensor& z, const Tensor& weight, const Tensor& dout, const std::vector<bool>& wanted) {
-    if (wanted[0]) d_weight = at::mm(dout.t(), z);
-    if (wanted[1]) d_bias = dout.sum({0}, true).view({dout.size(1)});
-    return at::mm(dout, weight);
-  }
-};
 
 struct NormLinear : torch::autograd::Function<NormLinear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm_weight, const Tensor& weight, const MaybeTensor& norm_bias,
-                        const MaybeTensor& bias, double eps) {
-    ctx->save_for_backward({x, norm_weight, norm_bias.value_or(Tensor()), weight});
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm_weight, const Tensor& weight, const MaybeTensor& norm_bias,
+                               const MaybeTensor& bias, double eps, bool keep) {
+    const auto normed = normForward(x, {norm_weight, norm_bias.value_or(Tensor()), eps});
+    const Tensor none;
+    ctx->save_for_backward({x, norm_weight, norm_bias.value_or(none), weight, bias.value_or(none), keep ? normed.out : none,
+                            keep ? normed.mean : none, keep ? normed.scale : none});
     ctx->saved_data["eps"] = eps;
-    ctx->saved_data["has_bias"] = bias.has_value();
-    return at::linear(norm(x, norm_weight, norm_bias.value_or(Tensor()), eps), weight, bias);
+    ctx->set_materialize_grads(false);
+    return {grove::linear(normed.out, weight, bias), x};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
-    const double eps = ctx->saved_data["eps"].toDouble();
-    const bool shifts = s[2].defined(), has_bias = ctx->saved_data["has_bias"].toBool();
-    LinearBackward linear;
-    const auto d = backThrough(
-        {s[0], s[1], s[2]}, wantedOf(ctx, {0, 1, shifts ? 3 : kAbsent}),
-        [&](const variable_list& in) { return norm(in[0], in[1], in[2], eps); },
-        [&](const Tensor& z) { return linear(z, s[3], grads[0], wantedOf(ctx, {2, has_bias ? (shifts ? 4UL : 3UL) : kAbsent})); });
-    return {d[0], d[1], linear.d_weight, d[2], linear.d_bias, {}};
+    const Tensor &x = s[0], &weight = s[3], &bias = s[4], &dout = grads[0], &past = grads[1];
+    if (!dout.defined()) return {past, {}, {}, {}, {}, {}, {}};
+    const Norm norm{s[1], s[2], ctx->saved_data["eps"].toDouble()};
+    const bool shifts = norm.bias.defined();
+    const auto normed = s[5].defined() ? Normed{s[5], s[6], s[7]} : normForward(x, norm);
+    Tensor dWeight, dBias;
+    if (wants(ctx, 2)) dWeight = weightGradient(weight, dout, normed.out);
+    if (bias.defined() && wants(ctx, shifts ? 4 : 3)) dBias = biasGradient(bias, dout);
+    const auto d = normBackward(x, norm, normed, at::mm(dout, weight), past, {wants(ctx, 0), wants(ctx, 1), shifts && wants(ctx, 3)});
+    return {d.x, d.weight, dWeight, d.bias, dBias, {}, {}};
   }
 };
 
 struct QuickGeluLinear : torch::autograd::Function<QuickGeluLinear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-    ctx->save_for_backward({x, weight});
-    return at::linear(quickGelu(x), weight, bias);
+    ctx->save_for_backward({x, weight, bias});
+    return grove::linear(quickGelu(x), weight, bias);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
-    LinearBackward linear;
-    const auto d = backThrough({s[0]}, wantedOf(ctx, {0}), [](const variable_list& in) { return quickGelu(in[0]); },
-                               [&](const Tensor& z) { return linear(z, s[1], grads[0], wantedOf(ctx, {1, 2})); });
-    return {d[0], linear.d_weight, linear.d_bias};
+    const Tensor &weight = s[1], &bias = s[2], &dout = grads[0];
+    Tensor leaf = s[0].detach(), dx, dWeight, dBias;
+    const Tensor activated = recordedGelu(leaf);
+    if (wants(ctx, 1)) dWeight = weightGradient(weight, dout, activated.detach());
+    if (wants(ctx, 2)) dBias = biasGradient(bias, dout);
+    if (wants(ctx, 0)) dx = torch::autograd::grad({activated}, {leaf}, {at::mm(dout, weight)})[0];
+    return {dx, dWeight, dBias};
   }
 };
 
 struct SwigluMlp : torch::autograd::Function<SwigluMlp> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& residual, const Tensor& x, const Tensor& norm_weight, const Tensor& gate_up,
-                        const Tensor& down, double eps) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm_weight, const Tensor& gate_up, const Tensor& down, double eps) {
     ctx->save_for_backward({x, norm_weight, gate_up, down});
     ctx->saved_data["eps"] = eps;
-    return linear_residual_halves(swiglu(at::linear(norm(x, norm_weight, {}, eps), gate_up)), down, residual);
+    return linear_residual_halves(swiglu(grove::linear(normForward(x, {norm_weight, Tensor(), eps}).out, gate_up, std::nullopt)), down, x);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
-    const double eps = ctx->saved_data["eps"].toDouble();
-    const Tensor &down = s[3], &dout = grads[0];
-    Tensor d_down;
-    const auto d = backThrough(
-        {s[0], s[1], s[2]}, wantedOf(ctx, {1, 2, 3}),
-        [&](const variable_list& in) { return at::linear(norm(in[0], in[1], {}, eps), in[2]); },
-        [&](const Tensor& both) {
-          const auto [d_both, product] = swiglu_backward(both, at::mm(dout, down));
-          if (ctx->needs_input_grad(4)) d_down = at::mm(dout.t(), product);
-          return d_both;
-        });
-    return {dout, d[0], d[1], d[2], d_down, {}};
+    const Tensor &x = s[0], &gate_up = s[2], &down = s[3], &dout = grads[0];
+    const Norm norm{s[1], Tensor(), ctx->saved_data["eps"].toDouble()};
+    const auto normed = normForward(x, norm);
+    const auto [d_both, product] = swiglu_backward(grove::linear(normed.out, gate_up, std::nullopt), at::mm(dout, down));
+    Tensor d_down, d_gate_up;
+    if (wants(ctx, 3)) d_down = weightGradient(down, dout, product);
+    if (wants(ctx, 2)) d_gate_up = weightGradient(gate_up, d_both, normed.out);
+    const auto d = normBackward(x, norm, normed, at::mm(d_both, gate_up), dout, {wants(ctx, 0), wants(ctx, 1), false});
+    return {d.x, d.weight, d_gate_up, d_down, {}};
   }
 };
 
 struct QuickGeluMlp : torch::autograd::Function<QuickGeluMlp> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight1,
                         const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, double eps) {
-    ctx->save_for_backward({x, norm_weight, norm_bias, weight1, bias1, weight2});
+    ctx->save_for_backward({x, norm_weight, norm_bias, weight1, bias1, weight2, bias2});
     ctx->saved_data["eps"] = eps;
-    return at::linear(quickGelu(at::linear(norm(x, norm_weight, norm_bias, eps), weight1, bias1)), weight2, bias2);
+    return x + grove::linear(quickGelu(grove::linear(normForward(x, {norm_weight, norm_bias, eps}).out, weight1, bias1)), weight2, bias2);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto s = ctx->get_saved_variables();
-    const double eps = ctx->saved_data["eps"].toDouble();
-    LinearBackward linear;
-    const auto d = backThrough(
-        {s[0], s[1], s[2], s[3], s[4]}, wantedOf(ctx, {0, 1, 2, 3, 4}),
-        [&](const variable_list& in) { return quickGelu(at::linear(norm(in[0], in[1], in[2], eps), in[3], in[4])); },
-        [&](const Tensor& z) { return linear(z, s[5], grads[0], wantedOf(ctx, {5, 6})); });
-    return {d[0], d[1], d[2], d[3], d[4], linear.d_weight, linear.d_bias, {}};
+    const Tensor &x = s[0], &weight1 = s[3], &bias1 = s[4], &weight2 = s[5], &bias2 = s[6], &dout = grads[0];
+    const Norm norm{s[1], s[2], ctx->saved_data["eps"].toDouble()};
+    const auto normed = normForward(x, norm);
+    Tensor up = grove::linear(normed.out, weight1, bias1), dWeight1, dBias1, dWeight2, dBias2;
+    const Tensor activated = recordedGelu(up);
+    if (wants(ctx, 5)) dWeight2 = weightGradient(weight2, dout, activated.detach());
+    if (wants(ctx, 6)) dBias2 = biasGradient(bias2, dout);
+    const Tensor d_up = torch::autograd::grad({activated}, {up}, {at::mm(dout, weight2)})[0];
+    if (wants(ctx, 3)) dWeight1 = weightGradient(weight1, d_up, normed.out);
+    if (wants(ctx, 4)) dBias1 = biasGradient(bias1, d_up);
+    const auto d = normBackward(x, norm, normed, at::mm(d_up, weight1), dout, {wants(ctx, 0), wants(ctx, 1), wants(ctx, 2)});
+    return {d.x, d.weight, d.bias, dWeight1, dBias1, dWeight2, dBias2, {}};
   }
 };
 
-// x [T, K], norm_weight and norm_bias [K], weight [N, K], bias [N]; returns [T, N]
-Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, const MaybeTensor& norm_bias, double eps, const Tensor& weight,
-                   const MaybeTensor& bias) {
+// x [T, K], norm_weight and norm_bias [K], weight [N, K], bias [N]; returns the product [T, N] and x, for what else x is used for. `keep` the norm.
+std::tuple<Tensor, Tensor> norm_linear(const Tensor& x, const Tensor& norm_weight, const MaybeTensor& norm_bias, double eps, const Tensor& weight,
+                                       const MaybeTensor& bias, bool keep) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), "norm_linear: expected x [T, K], weight [N, K], got ", x.sizes(),
               ", ", weight.sizes());
-  return NormLinear::apply(x, norm_weight, weight, norm_bias, bias, eps);
+  const auto results = NormLinear::apply(x, norm_weight, weight, norm_bias, bias, eps, keep);
+  return {results[0], results[1]};
 }
 
 // x [T, K], weight [N, K], bias [N]; returns [T, N]
@@ -181,13 +151,12 @@ Tensor quick_gelu_linear(const Tensor& x, const Tensor& weight, const Tensor& bi
   return QuickGeluLinear::apply(x, weight, bias);
 }
 
-// residual and x [T, X], gate_up [2 I, X], down [X, I]; returns [T, X]
-Tensor swiglu_mlp(const Tensor& residual, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& gate_up, const Tensor& down) {
-  TORCH_CHECK(x.dim() == 2 && residual.sizes() == x.sizes() && gate_up.dim() == 2 && down.dim() == 2 && gate_up.size(1) == x.size(1) &&
-                  down.size(0) == x.size(1) && gate_up.size(0) == 2 * down.size(1),
-              "swiglu_mlp: expected residual and x [T, X], gate_up [2 I, X], down [X, I], got ", residual.sizes(), ", ", x.sizes(), ", ",
-              gate_up.sizes(), ", ", down.sizes());
-  return SwigluMlp::apply(residual, x, norm_weight, gate_up, down, eps);
+// x [T, X], gate_up [2 I, X], down [X, I]; returns [T, X]
+Tensor swiglu_mlp(const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& gate_up, const Tensor& down) {
+  TORCH_CHECK(x.dim() == 2 && gate_up.dim() == 2 && down.dim() == 2 && gate_up.size(1) == x.size(1) && down.size(0) == x.size(1) &&
+                  gate_up.size(0) == 2 * down.size(1),
+              "swiglu_mlp: expected x [T, X], gate_up [2 I, X], down [X, I], got ", x.sizes(), ", ", gate_up.sizes(), ", ", down.sizes());
+  return SwigluMlp::apply(x, norm_weight, gate_up, down, eps);
 }
 
 // x [T, E], weight1 [F, E], weight2 [E, F], norms and biases accordingly; returns [T, E]
@@ -201,9 +170,10 @@ Tensor quick_gelu_mlp(const Tensor& x, const Tensor& norm_weight, const Tensor& 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(grove, m) {  // composite: autograd comes from the Functions above
-  m.def("norm_linear(Tensor x, Tensor norm_weight, Tensor? norm_bias, float eps, Tensor weight, Tensor? bias) -> Tensor", norm_linear);
+  m.def("norm_linear(Tensor x, Tensor norm_weight, Tensor? norm_bias, float eps, Tensor weight, Tensor? bias, bool keep) -> (Tensor, Tensor)",
+        norm_linear);
   m.def("quick_gelu_linear(Tensor x, Tensor weight, Tensor bias) -> Tensor", quick_gelu_linear);
-  m.def("swiglu_mlp(Tensor residual, Tensor x, Tensor norm_weight, float eps, Tensor gate_up, Tensor down) -> Tensor", swiglu_mlp);
+  m.def("swiglu_mlp(Tensor x, Tensor norm_weight, float eps, Tensor gate_up, Tensor down) -> Tensor", swiglu_mlp);
   m.def(
       "quick_gelu_mlp(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2) "
       "-> Tensor",

@@ -13,12 +13,13 @@
 // reading W. So its sum is taken in two halves of K by two blocks, in float32, added at the end. Training's pass does the same with two products of
 // cuBLAS into one float32 sum: linear_residual_halves with many rows.
 //
-// Everywhere else, and where a gradient is wanted, these are the operators of ATen that they stand for.
+// Everywhere else these are the operators of ATen that they stand for; where a gradient is wanted on CUDA, with the backward of gradient.cc.
 #include "skinny_linear.h"
 
 #include <torch/library.h>
 
 #include "cuda_operand.h"
+#include "gradient.h"
 #include "kernels.h"
 #include "pointwise.h"
 #include "runtime.h"
@@ -93,13 +94,9 @@ void checkResidual(const Tensor& x, const Tensor& weight, const Tensor& residual
               x.size(0), ", ", weight.size(0), "], got ", residual.sizes());
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  checkFactors("linear", x, weight);
-  const Tensor addend = bias.value_or(Tensor());
-  TORCH_CHECK(!addend.defined() || (addend.dim() == 1 && addend.size(0) == weight.size(0)), "linear: expected bias [", weight.size(0),
-              "], got ", addend.sizes());
-  const Tensor out = skinny(addend.defined() ? kGroveBias : kGrovePlain, x, weight, addend, weight.size(0));
-  return out.defined() ? out : at::linear(x, weight, bias);
+// Whether a backward through these is to be recorded that is not ATen's.
+bool isTrained(const Tensor& x, const Tensor& weight, const Tensor& addend) {
+  return x.is_cuda() && at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (addend.defined() && addend.requires_grad()));
 }
 
 Tensor linear_swiglu(const Tensor& x, const Tensor& weight) {
@@ -115,8 +112,19 @@ Tensor linear_swiglu(const Tensor& x, const Tensor& weight) {
 
 }  // namespace
 
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  checkFactors("linear", x, weight);
+  const Tensor addend = bias.value_or(Tensor());
+  TORCH_CHECK(!addend.defined() || (addend.dim() == 1 && addend.size(0) == weight.size(0)), "linear: expected bias [", weight.size(0),
+              "], got ", addend.sizes());
+  if (isTrained(x, weight, addend)) return trainedLinear(x, weight, bias, std::nullopt);
+  const Tensor out = skinny(addend.defined() ? kGroveBias : kGrovePlain, x, weight, addend, weight.size(0));
+  return out.defined() ? out : at::linear(x, weight, bias);
+}
+
 Tensor linear_residual(const Tensor& x, const Tensor& weight, const Tensor& residual) {
   checkResidual(x, weight, residual);
+  if (isTrained(x, weight, residual)) return trainedLinear(x, weight, std::nullopt, residual);
   const Tensor out = skinny(kGroveResidual, x, weight, residual, weight.size(0));
   return out.defined() ? out : at::addmm(residual, x, weight.t());
 }
@@ -128,7 +136,7 @@ Tensor linear_residual_halves(const Tensor& x, const Tensor& weight, const Tenso
   return out.defined() ? out : linear_residual(x, weight, residual);
 }
 
-TORCH_LIBRARY_FRAGMENT(grove, m) {  // composite: autograd is that of the operators of ATen
+TORCH_LIBRARY_FRAGMENT(grove, m) {  // composite: autograd is that of the operators of ATen, or of gradient.cc
   m.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", linear);
   m.def("linear_residual(Tensor x, Tensor weight, Tensor residual) -> Tensor", linear_residual);
   m.def("linear_residual_halves(Tensor x, Tensor weight, Tensor residual) -> Tensor", linear_residual_halves);

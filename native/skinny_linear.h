@@ -4,6 +4,9 @@
 
 namespace grove {
 
+// x weight^T (+ bias), as below without a residual.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias);
+
 // residual + x weight^T; x [T, K], weight [N, K], residual [T, N]. See skinny_linear.cc.
 at::Tensor linear_residual(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual);
 

@@ -4,17 +4,12 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "bfloat16_vector.cuh"
+#include "rotary_table.cuh"
+
 namespace {
 
 constexpr int kThreads = 256;
-
-struct __align__(16) Eight {
-  __nv_bfloat16 at[8];
-};
-
-__device__ __forceinline__ float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ __nv_bfloat16 narrow(float x) { return __float2bfloat16_rn(x); }
-__device__ __forceinline__ float rounded(float x) { return wide(narrow(x)); }
 
 // gate_up: rows of [gate | up], `vectors` of eight each.
 __global__ void __launch_bounds__(kThreads) swiglu(const Eight* gateUp, Eight* out, int64_t count, int vectors) {
@@ -80,27 +75,6 @@ __global__ void __launch_bounds__(kThreads) addRounded(const float4* sum, const 
   out[at] = result;
 }
 
-// Eight neighbouring entries of a table, as float32.
-template <class T>
-struct Table;
-template <>
-struct Table<float> {
-  static __device__ __forceinline__ void load(const float* p, float (&out)[8]) {
-    const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
-    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w, out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
-  }
-  static __device__ __forceinline__ float kept(float x) { return x; }
-};
-template <>
-struct Table<__nv_bfloat16> {
-  static __device__ __forceinline__ void load(const __nv_bfloat16* p, float (&out)[8]) {
-    const Eight e = *reinterpret_cast<const Eight*>(p);
-#pragma unroll
-    for (int i = 0; i < 8; i++) out[i] = wide(e.at[i]);
-  }
-  static __device__ __forceinline__ float kept(float x) { return rounded(x); }
-};
-
 // x cos + roll(x) sin for every head of x [tokens, heads, D]; `backward`: the same map transposed. A thread takes eight values of the first half
 // of a head and those half a head away. rowStride: values from one token of x to the next.
 template <class T>
@@ -113,18 +87,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t head = at / pieces, token = head / heads;
   const __nv_bfloat16* from = x + token * rowStride + head % heads * D + c;
   const Eight low = *reinterpret_cast<const Eight*>(from), high = *reinterpret_cast<const Eight*>(from + D / 2);
-  float cosLow[8], cosHigh[8], sinLow[8], sinHigh[8];
-  Table<T>::load(cosines + token * D + c, cosLow);
-  Table<T>::load(cosines + token * D + D / 2 + c, cosHigh);
-  Table<T>::load(sines + token * D + (backward ? D / 2 : 0) + c, sinLow);
-  Table<T>::load(sines + token * D + (backward ? 0 : D / 2) + c, sinHigh);
-  Eight newLow, newHigh;
+  float a[8], b[8];
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const float a = wide(low.at[i]), b = wide(high.at[i]);
-    newLow.at[i] = narrow(Table<T>::kept(a * cosLow[i]) + b * sinLow[i]);
-    newHigh.at[i] = narrow(Table<T>::kept(b * cosHigh[i]) + a * sinHigh[i]);
-  }
+  for (int i = 0; i < 8; i++) a[i] = wide(low.at[i]), b[i] = wide(high.at[i]);
+  Eight newLow, newHigh;
+  turn<T>(a, b, cosines + token * D, sines + token * D, c, D, backward, newLow, newHigh);
   __nv_bfloat16* to = out + head * D + c;
   *reinterpret_cast<Eight*>(to) = newLow;
   *reinterpret_cast<Eight*>(to + D / 2) = newHigh;

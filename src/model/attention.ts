@@ -17,6 +17,11 @@ import type { RopeTable } from "./rope.ts";
 export interface AttentionPlan {
   /** q [T, H, D], k and v [T, K, D], q and k already rotated. Returns [T, H, D]. */
   attend(layer: number, q: Tensor, k: Tensor, v: Tensor): Tensor;
+  /**
+   * The same from qkv [T, H + 2 K, D], not rotated; null where the plan must have q, k and v. `ownValues`: a graph holds a copy of v, not all of qkv for
+   * its sake.
+   */
+  attendQkv?(qkv: Tensor, rope: RopeTable, kvHeads: number, ownValues: boolean): Tensor | null;
 }
 
 /** A plan whose kernel does the rotation too. */
@@ -32,6 +37,7 @@ export interface Segments {
 }
 
 const groupAttention = op("grove::group_attention");
+const projectedAttention = op("grove::projected_attention");
 
 /**
  * Prompts attend to themselves causally, completions to all of their prompt and to themselves causally.
@@ -56,8 +62,12 @@ export class PackedPlan implements AttentionPlan, Disposable {
   attend(_layer: number, q: Tensor, k: Tensor, v: Tensor): Tensor {
     if (q.size(0) !== this.#rows)
       throw new ShapeError("attention", `q [${this.#rows}, heads, headDim] for this pack`, q.shape);
-    const fits = q.device === "cpu" || (isHalf(q) && q.size(2) % 8 === 0 && q.size(2) <= 256);
-    return this.#path === "fused" || (this.#path === "auto" && fits) ? this.#fused(q, k, v) : this.#dense(q, k, v);
+    return this.#isFused(q) ? groupAttention(q, k, v, ...this.#layout(q)) : this.#dense(q, k, v);
+  }
+
+  attendQkv(qkv: Tensor, rope: RopeTable, kvHeads: number, ownValues: boolean): Tensor | null {
+    if (qkv.size(0) !== this.#rows || !this.#isFused(qkv)) return null;
+    return projectedAttention(qkv, rope.cos, rope.sin, kvHeads, ownValues, ...this.#layout(qkv));
   }
 
   [Symbol.dispose](): void {
@@ -66,12 +76,18 @@ export class PackedPlan implements AttentionPlan, Disposable {
     this.#masks = null;
   }
 
-  #fused(q: Tensor, k: Tensor, v: Tensor): Tensor {
+  #isFused(x: Tensor): boolean {
+    const fits = x.device === "cpu" || (isHalf(x) && x.size(2) % 8 === 0 && x.size(2) <= 256);
+    return this.#path === "fused" || (this.#path === "auto" && fits);
+  }
+
+  /** The op's arguments behind its tensors of rows; `x` is one of these, [T, heads, D]. */
+  #layout(x: Tensor): (Tensor | number)[] {
     const { promptLengths, completionLengths } = this.#segments;
     const perGroup = completionLengths.map(sum);
     const completions = completionLengths.flat();
     const int = (values: Int32Array, size: number[]) =>
-      keep(fromArray(values, size, { dtype: "int32", device: q.device }));
+      keep(fromArray(values, size, { dtype: "int32", device: x.device }));
     const offsets = (lengths: readonly number[]) => {
       const ends = Int32Array.from([0, ...lengths]);
       for (let i = 1; i < ends.length; i++) ends[i] = (ends[i] as number) + (ends[i - 1] as number);
@@ -89,22 +105,15 @@ export class PackedPlan implements AttentionPlan, Disposable {
       };
     }
     const { prompt, group, completion, starts, lengths } = this.#offsets;
-    return groupAttention(
-      q,
-      k,
-      v,
-      prompt,
-      group,
-      completion,
-      starts,
-      lengths,
+    return [
+      ...[prompt, group, completion, starts, lengths],
       this.#promptRows,
       Math.max(...promptLengths),
       Math.max(0, ...perGroup),
       Math.max(0, ...completions),
       Math.max(...promptLengths.map((length) => Math.min(length, promptChunkKeys(length)))),
-      q.size(2) ** -0.5,
-    );
+      x.size(2) ** -0.5,
+    ];
   }
 
   #dense(q: Tensor, k: Tensor, v: Tensor): Tensor {

@@ -7,15 +7,15 @@
 import { ShapeError } from "../errors.ts";
 import { noGrad } from "../torch/autograd.ts";
 import { op, opN } from "../torch/dispatch.ts";
+import { itemSize } from "../torch/dtype.ts";
 import {
   cast,
   cat,
   gather,
   linear,
   matmul,
-  mul_,
-  neg,
   slice,
+  squeeze,
   sub,
   transpose,
   unsqueeze,
@@ -24,15 +24,14 @@ import {
 import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 
-/** Chunks are as large as keeps their logits at this many elements (float32: 1 GiB on the device, which pays for itself in large products). */
-const CHUNK_ELEMENTS = 2 ** 28;
-/** Up to this many elements in all, logits are kept for the backward instead of being computed again. */
-const KEEP_ELEMENTS = 2 ** 26;
+/** Logits of one chunk, in bytes: large products pay for what they take. */
+const CHUNK_BYTES = 2 ** 30;
+/** Up to this many bytes in all, logits are kept for the backward (which turns them into their gradient) instead of being computed again. */
+const KEEP_BYTES = 2 ** 31;
 
 const tokenLogprobs = opN("grove::token_logprobs");
-const exp_ = op("aten::exp_");
 const addmm_ = op("aten::addmm_");
-const scatterAdd_ = op("aten::scatter_add_");
+const logprobBackward = op("grove::logprob_backward");
 
 /**
  * Forward on construction; backward once at most. Softmax in float32 (float64 for a float64 model), exact: no sampling, no top-k.
@@ -57,8 +56,9 @@ export class ChunkedLogprobs implements Disposable {
     this.#head_VX = head;
     this.#targets_R = keep(targets);
     const [rows, vocab] = [hidden.size(0), head.size(0)];
-    this.#chunkRows = options.chunkRows ?? Math.max(1, Math.floor(CHUNK_ELEMENTS / vocab));
-    this.#kept = options.backward && rows * vocab <= KEEP_ELEMENTS ? [] : null;
+    const rowBytes = vocab * itemSize(head.dtype);
+    this.#chunkRows = options.chunkRows ?? Math.max(1, Math.floor(CHUNK_BYTES / rowBytes));
+    this.#kept = options.backward && rows * rowBytes <= KEEP_BYTES ? [] : null;
     const [logprobs, entropy] = scope(() =>
       noGrad(() => {
         const parts = this.#chunks().map(([begin, end]) =>
@@ -94,11 +94,8 @@ export class ChunkedLogprobs implements Disposable {
             const column = (x_R: Tensor) => unsqueeze(slice(x_R, 0, begin, end), 1);
             const [target_C1, logprob_C1] = [column(this.#targets_R), column(this.logprobs)];
             const logSum_C1 = sub(gather(logits_CV, 1, target_C1), logprob_C1); // of exp(logits): the forward's logprob has it
-            const p_CV = exp_(sub(logits_CV, logSum_C1)); // in logSum's dtype, float32 or float64
-            const d_C1 = cast(column(dLogprobs), p_CV.dtype);
-            const dLogits_CV = mul_(p_CV, neg(d_C1));
-            scatterAdd_(dLogits_CV, 1, target_C1, d_C1);
-            const d = cast(dLogits_CV, this.#head_VX.dtype);
+            const d_C = cast(slice(dLogprobs, 0, begin, end), logSum_C1.dtype); // float32 or float64
+            const d = logprobBackward(logits_CV, slice(this.#targets_R, 0, begin, end), squeeze(logSum_C1, 1), d_C);
             addmm_(headGrad, transpose(d, 0, 1), slice(this.#hidden_RX, 0, begin, end));
             return matmul(d, this.#head_VX);
           }),

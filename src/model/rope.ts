@@ -19,6 +19,7 @@ export interface RopeTable {
 
 const ropeTable = opN("grove::rope_table");
 const rotateHeads = op("grove::rotate");
+const rotateCutHeads = opN("grove::rotate_cut");
 const powScalar = op("aten::pow.Scalar");
 
 /** The frequencies of one model part, and the axis that each of them follows. */
@@ -79,4 +80,16 @@ export class Rope implements Disposable {
  */
 export function rotate(x: Tensor, table: RopeTable): Tensor {
   return rotateHeads(x, table.cos, table.sin);
+}
+
+/**
+ * qkv [T, H + 2 K, D] cut into q [T, H, D] and k [T, K, D], rotated, and v [T, K, D]. `ownValues`: v as a copy, which does not keep all of qkv alive.
+ */
+export function rotateCut(
+  qkv: Tensor,
+  table: RopeTable,
+  kvHeads: number,
+  ownValues: boolean,
+): [Tensor, Tensor, Tensor] {
+  return rotateCutHeads(qkv, table.cos, table.sin, kvHeads, ownValues) as [Tensor, Tensor, Tensor];
 }

@@ -13,9 +13,9 @@ export interface PackSize {
   patches: number; // N, before the merge
 }
 
-// As in src/model/lm-head.ts: logits of one chunk, and up to how many logits are kept for the backward.
-export const CHUNK_ELEMENTS = 2 ** 28;
-export const KEEP_ELEMENTS = 2 ** 26;
+// As in src/model/lm-head.ts: bytes of the logits of one chunk, and up to how many bytes logits are kept for the backward.
+export const CHUNK_BYTES = 2 ** 30;
+export const KEEP_BYTES = 2 ** 31;
 
 /** Of features of pictures that are kept, on the model's device: those of 200 questions of 729 tokens for Qwen2-VL-7B in bfloat16. */
 export const KEPT_FEATURES_BYTES = 2 ** 30;
@@ -52,14 +52,17 @@ export function activationBytes(
   const trained = !config.model.freezeVision;
   const made = Math.max(T * perToken.made, trained ? N * perPatch.made : 0);
   const head = 3 * Tc * text.hiddenSize;
-  const kept = Tc * text.vocabSize <= KEEP_ELEMENTS ? Tc * text.vocabSize * bytes : 0;
+  const logits = Tc * text.vocabSize * bytes;
+  const kept = logits <= KEEP_BYTES ? logits : 0;
   const media = N * patchWidth(shape) + (N / vision.spatialMergeSize ** 2) * text.hiddenSize;
   return layers + (trained ? blocks : 0) + (made + head + media) * bytes + kept;
 }
 
 /**
- * The largest thing an update makes beside that and drops again: one chunk of the head (logits, float32 logits, log-softmax, its exponential and
- * the logits' gradient), the gradient of one layer's MLP with that of its largest matrix, or the embedding's whole gradient before it is added.
+ * The largest thing an update makes beside that and drops again: one chunk of the head or the gradient of one layer's MLP. Where kernels of the
+ * project's own run, logits become their gradient in place (and were counted where they are kept), and gradients of parameters are added where they
+ * belong. Elsewhere a chunk has logits, float32 logits, log-softmax, its exponential and the logits' gradient, and the gradient of the MLP's largest
+ * matrix or of the embedding is whole before it is added.
  */
 export function updateWorkspace(
   { tokens: T, completionTokens: Tc }: PackSize,
@@ -67,12 +70,15 @@ export function updateWorkspace(
   shape: Qwen2VLConfig,
 ): number {
   const bytes = bytesOf(config);
+  const kernels = hasKernels(config);
   const { vocabSize: V, hiddenSize: X, intermediateSize: I } = shape.text;
-  const rows = Math.min(Tc, Math.max(1, Math.floor(CHUNK_ELEMENTS / V)));
-  const perLogit = config.dtype === "bfloat16" ? 2 + 4 + 4 + 4 + 2 : 3 * 4; // float32 logits need no conversion
-  const head = rows * V * perLogit;
-  const layer = (T * (5 * I + 3 * X) + 2 * I * X) * bytes;
-  return Math.max(head, layer, V * X * bytes);
+  const rows = Math.min(Tc, Math.max(1, Math.floor(CHUNK_BYTES / (V * bytes))));
+  const isKept = Tc * V * bytes <= KEEP_BYTES;
+  const perLogit = kernels ? (isKept ? 0 : 2) : config.dtype === "bfloat16" ? 2 + 4 + 4 + 4 + 2 : 3 * 4; // float32 logits need no conversion
+  const layer = T * (5 * I + 3 * X) * bytes;
+  return kernels
+    ? Math.max(rows * V * perLogit, layer)
+    : Math.max(rows * V * perLogit, layer + 2 * I * X * bytes, V * X * bytes);
 }
 
 /** What is computed again, as a share of the layers' products in one forward; what is only moved counts as what could be computed meanwhile. */

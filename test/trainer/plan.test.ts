@@ -9,7 +9,7 @@ import type { Recompute } from "../../src/model/tape.ts";
 import { DecodeBuffers, sizesOf } from "../../src/rollout/decode-buffers.ts";
 import { slotBytes } from "../../src/rollout/slot-shape.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
-import { activationBytes, CHUNK_ELEMENTS, KEEP_ELEMENTS, updateWorkspace } from "../../src/trainer/activations.ts";
+import { activationBytes, CHUNK_BYTES, KEEP_BYTES, updateWorkspace } from "../../src/trainer/activations.ts";
 import { openModel, readTrainingData } from "../../src/trainer/assemble.ts";
 import { AdamW } from "../../src/trainer/optimizer.ts";
 import {
@@ -114,17 +114,23 @@ test("activations: what a layer keeps per token, times layers, and what is made 
   // The head: three rows of hidden states; logits only while they are few.
   const answers = (completionTokens: number) => kept("layer", false, { ...token, tokens: 0, completionTokens });
   expect(answers(1)).toBe(3 * 3584 * 2 + 152_064 * 2);
-  expect(answers(1000)).toBe(1000 * 3 * 3584 * 2);
+  expect(answers(7000)).toBe(7000 * (3 * 3584 + 152_064) * 2);
+  expect(answers(8000)).toBe(8000 * 3 * 3584 * 2);
 });
 
 test("workspace: the largest of head chunk, one layer's gradients, the embedding's gradient", () => {
-  const work = (tokens: number, completionTokens: number, dtype = "bfloat16") =>
-    updateWorkspace({ tokens, completionTokens, patches: 0 }, config({ dtype }), seven);
-  expect(work(1, 1)).toBe(152_064 * 3584 * 2); // the embedding's
-  const rows = Math.floor(CHUNK_ELEMENTS / 152_064);
-  expect(work(1, 10 ** 6)).toBe(rows * 152_064 * 16);
-  expect(work(1, 10 ** 6, "float32")).toBe(rows * 152_064 * 12);
-  expect(work(100_000, 1)).toBe(2 * (100_000 * (5 * 18944 + 3 * 3584) + 2 * 18944 * 3584));
+  const work = (tokens: number, completionTokens: number, more: object = {}) =>
+    updateWorkspace({ tokens, completionTokens, patches: 0 }, config({ dtype: "bfloat16", ...more }), seven);
+  const rows = (bytes: number) => Math.floor(CHUNK_BYTES / (152_064 * bytes));
+  // On a GPU in bfloat16 gradients go where they belong, and logits that are kept become their gradient.
+  expect(work(1, 10 ** 6, { device: "cuda" })).toBe(rows(2) * 152_064 * 2);
+  expect(work(1, 7000, { device: "cuda" })).toBe(2 * (5 * 18944 + 3 * 3584));
+  expect(work(100_000, 1, { device: "cuda" })).toBe(2 * 100_000 * (5 * 18944 + 3 * 3584));
+  const cpu = { device: "cpu" };
+  expect(work(1, 1, cpu)).toBe(152_064 * 3584 * 2); // the embedding's
+  expect(work(1, 10 ** 6, cpu)).toBe(rows(2) * 152_064 * 16);
+  expect(work(1, 10 ** 6, { ...cpu, dtype: "float32" })).toBe(rows(4) * 152_064 * 12);
+  expect(work(100_000, 1, cpu)).toBe(2 * (100_000 * (5 * 18944 + 3 * 3584) + 2 * 18944 * 3584));
 });
 
 test("the largest moment is the rollout or the update, on top of what is always there", () => {
@@ -142,8 +148,8 @@ test("limits that are written twice agree with the code they describe", () => {
   const source = (file: string) => readFileSync(new URL(`../../src/${file}`, import.meta.url), "utf8");
   const head = source("model/lm-head.ts");
   const power = (name: string) => 2 ** Number(new RegExp(`${name} = 2 \\*\\* (\\d+)`).exec(head)?.[1]);
-  expect(power("CHUNK_ELEMENTS")).toBe(CHUNK_ELEMENTS);
-  expect(power("KEEP_ELEMENTS")).toBe(KEEP_ELEMENTS);
+  expect(power("CHUNK_BYTES")).toBe(CHUNK_BYTES);
+  expect(power("KEEP_BYTES")).toBe(KEEP_BYTES);
 });
 
 test.each([

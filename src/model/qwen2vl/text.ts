@@ -6,26 +6,27 @@
  */
 
 import { ShapeError } from "../../errors.ts";
-import { op } from "../../torch/dispatch.ts";
-import { contiguous, embedding, indexCopy_, reshape, split } from "../../torch/ops.ts";
+import { op, opN } from "../../torch/dispatch.ts";
+import { indexCopy_, reshape } from "../../torch/ops.ts";
 import { fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
-import { type RopeTable, rotate } from "../rope.ts";
+import { type RopeTable, rotateCut } from "../rope.ts";
 import type { Recompute, Step } from "../tape.ts";
 import { headDim, type Qwen2VLConfig } from "./config.ts";
 import type { TextLayerWeights, TextWeights } from "./parameters.ts";
 
 const swigluDown = op("grove::swiglu_down");
 const rmsNormOp = op("grove::rms_norm");
-const normLinear = op("grove::norm_linear");
+const normLinear = opN("grove::norm_linear");
 const swigluMlp = op("grove::swiglu_mlp");
+const embedding = op("grove::embedding");
 const linearResidual = op("grove::linear_residual");
 const linearResidualHalves = op("grove::linear_residual_halves");
 const linearSwiglu = op("grove::linear_swiglu");
 /** x weight^T + bias; native/skinny_linear.cc tells what few rows do otherwise. */
 export const linear = op("grove::linear");
 
-/** x / sqrt(mean(x^2) + eps) * weight over the last dimension; native/layers.cc says why not aten::rms_norm. */
+/** x / sqrt(mean(x^2) + eps) * weight over the last dimension; native/norm.cc says why not aten::rms_norm. */
 export const rmsNorm = (x: Tensor, weight: Tensor, eps: number): Tensor => rmsNormOp(x, weight, eps);
 
 /** One decoder layer, x [T, X] to [T, X]. `recompute` changes what its graph keeps (model/recompute.ts), not a bit of what comes out. */
@@ -42,34 +43,50 @@ export function textLayer(
   const T = x.size(0);
   const D = headDim(config);
   const selective = recompute === "norms" || recompute === "mlp";
-  const projected = selective
-    ? normLinear(x, weights.inputNorm, null, rmsNormEps, weights.qkv, weights.qkvBias)
-    : linear(rmsNorm(x, weights.inputNorm, rmsNormEps), weights.qkv, weights.qkvBias);
-  const qkv = reshape(projected, [T, H + 2 * K, D]);
-  const attended = reshape(attend(qkv, rope, plan, index, [H, K], selective), [T, H * D]);
-  const h = linearResidual(attended, weights.o, x);
-  if (recompute === "mlp") return swigluMlp(h, h, weights.mlpNorm, rmsNormEps, weights.gateUp, weights.down);
-  if (recompute === "norms")
-    return swigluDown(h, normLinear(h, weights.mlpNorm, null, rmsNormEps, weights.gateUp, null), weights.down);
-  const normed = rmsNorm(h, weights.mlpNorm, rmsNormEps);
-  // A decode step keeps nothing for a backward: gate, up and SwiGLU are one kernel.
-  if ("attendProjections" in plan) return linearResidualHalves(linearSwiglu(normed, weights.gateUp), weights.down, h);
-  return swigluDown(h, linear(normed, weights.gateUp, null), weights.down);
+  if ("attendProjections" in plan)
+    return decodeLayer(x, weights, rmsNormEps, (qkv) =>
+      plan.attendProjections(index, reshape(qkv, [T, H + 2 * K, D]), rope),
+    );
+  const [qkv, fork] = projected(x, weights.inputNorm, rmsNormEps, weights.qkv, weights.qkvBias, !selective);
+  const attended = attend(reshape(qkv, [T, H + 2 * K, D]), rope, plan, index, K, selective);
+  const h = linearResidual(reshape(attended, [T, H * D]), weights.o, fork);
+  if (recompute === "mlp") return swigluMlp(h, weights.mlpNorm, rmsNormEps, weights.gateUp, weights.down);
+  const [gateUp, fork2] = projected(h, weights.mlpNorm, rmsNormEps, weights.gateUp, null, !selective);
+  return swigluDown(fork2, gateUp, weights.down);
+}
+
+/** linear(norm(x)), and x again for its residual: so both of its gradients meet in the norm's backward. `keep` the norm for it. */
+function projected(
+  x: Tensor,
+  norm: Tensor,
+  eps: number,
+  weight: Tensor,
+  bias: Tensor | null,
+  keep: boolean,
+): [product: Tensor, x: Tensor] {
+  return normLinear(x, norm, null, eps, weight, bias, keep) as [Tensor, Tensor];
+}
+
+/** A layer of a decode step, which keeps nothing for a backward: gate, up and SwiGLU are one kernel. */
+function decodeLayer(x: Tensor, weights: TextLayerWeights, eps: number, attend: (qkv: Tensor) => Tensor): Tensor {
+  const attended = attend(linear(rmsNorm(x, weights.inputNorm, eps), weights.qkv, weights.qkvBias));
+  const h = linearResidual(reshape(attended, [x.size(0), attended.size(1) * attended.size(2)]), weights.o, x);
+  return linearResidualHalves(linearSwiglu(rmsNorm(h, weights.mlpNorm, eps), weights.gateUp), weights.down, h);
 }
 
 /** qkv [T, H + 2 K, D] to [T, H, D]. `ownValues`: a graph holds a copy of v then, not all of qkv for its sake. */
 function attend(
   qkv: Tensor,
   rope: RopeTable,
-  plan: AttentionPlan | FusedAttentionPlan,
+  plan: AttentionPlan,
   index: number,
-  [H, K]: [number, number],
+  K: number,
   ownValues: boolean,
 ): Tensor {
-  if ("attendProjections" in plan) return plan.attendProjections(index, qkv, rope);
-  const [unrotated, v] = split(qkv, [H + K, K], 1) as [Tensor, Tensor];
-  const [q, k] = split(rotate(unrotated, rope), [H, K], 1) as [Tensor, Tensor];
-  return plan.attend(index, q, k, ownValues ? contiguous(v) : v);
+  const attended = plan.attendQkv?.(qkv, rope, K, ownValues) ?? null;
+  if (attended !== null) return attended;
+  const [q, k, v] = rotateCut(qkv, rope, K, ownValues);
+  return plan.attend(index, q, k, v);
 }
 
 /** All layers, without the final norm. `x` stays the caller's. */
@@ -102,9 +119,10 @@ export function embedTokens(
   weights: TextWeights,
   config: Qwen2VLConfig,
 ): Tensor {
-  if (!(ids instanceof Int32Array)) return embedding(weights.embedding, ids);
+  const replaced = [config.imageTokenId, config.videoTokenId]; // get no gradient
+  if (!(ids instanceof Int32Array)) return embedding(weights.embedding, ids, replaced);
   const device = weights.embedding.device;
-  const out = embedding(weights.embedding, fromArray(ids, [ids.length], { dtype: "int64", device }));
+  const out = embedding(weights.embedding, fromArray(ids, [ids.length], { dtype: "int64", device }), replaced);
   const rows = placeholderRows(ids, config);
   if (rows.length !== (features?.size(0) ?? 0)) {
     throw new ShapeError(

@@ -6,29 +6,19 @@
  */
 
 import { ShapeError } from "../../errors.ts";
-import { op } from "../../torch/dispatch.ts";
-import {
-  add,
-  cat,
-  contiguous,
-  gelu,
-  layerNorm,
-  linear,
-  reshape,
-  scaledDotProductAttention,
-  split,
-  transpose,
-} from "../../torch/ops.ts";
+import { op, opN } from "../../torch/dispatch.ts";
+import { add, cat, gelu, layerNorm, reshape, scaledDotProductAttention, split, transpose } from "../../torch/ops.ts";
 import { scope } from "../../torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { VisionInput } from "../../types.ts";
-import { type Rope, type RopeTable, rotate } from "../rope.ts";
+import { type Rope, type RopeTable, rotateCut } from "../rope.ts";
 import type { Recompute, Step } from "../tape.ts";
 import { patchWidth, type Qwen2VLConfig } from "./config.ts";
 import type { Affine, VisionBlockWeights, VisionWeights } from "./parameters.ts";
 
 const quickGelu = op("grove::quick_gelu");
-const normLinear = op("grove::norm_linear");
+const linear = op("grove::linear");
+const normLinear = opN("grove::norm_linear");
 const quickGeluLinear = op("grove::quick_gelu_linear");
 const quickGeluMlp = op("grove::quick_gelu_mlp");
 
@@ -84,7 +74,7 @@ export function visionTower(
   step: Step,
   recompute: Recompute = "none",
 ): Tensor {
-  let hidden = step(null, () => linear(batch.pixels, weights.patchEmbed)); // [N, E]
+  let hidden = step(null, () => linear(batch.pixels, weights.patchEmbed, null)); // [N, E]
   const advance = (run: (input: Tensor) => Tensor) => {
     const next = step(hidden, (input) => run(input as Tensor));
     hidden.free();
@@ -107,17 +97,15 @@ function visionBlock(
   const N = x.size(0);
   const D = E / A;
   const selective = recompute === "norms" || recompute === "mlp";
-  const normed = selective ? normAffine : (y: Tensor, first: Affine, then: Affine) => affine(norm(y, first), then);
-  const qkv = reshape(normed(x, weights.norm1, weights.qkv), [N, 3 * A, D]);
-  const [unrotated, v] = split(qkv, [2 * A, A], 1) as [Tensor, Tensor];
-  const [q, k] = split(rotate(unrotated, rope), [A, A], 1) as [Tensor, Tensor];
-  const attended = reshape(frameAttention(q, k, selective ? contiguous(v) : v, runs), [N, E]);
-  const h = add(x, affine(attended, weights.proj));
+  const [projected, fork] = normAffine(x, weights.norm1, weights.qkv, !selective);
+  const qkv = reshape(projected, [N, 3 * A, D]);
+  const attended = reshape(frameAttention(...rotateCut(qkv, rope, A, selective), runs), [N, E]);
+  const h = add(fork, affine(attended, weights.proj));
   const { norm2, fc1, fc2 } = weights;
   if (recompute === "mlp")
-    return add(h, quickGeluMlp(h, norm2.weight, norm2.bias, EPSILON, fc1.weight, fc1.bias, fc2.weight, fc2.bias));
-  const up = normed(h, norm2, fc1);
-  return add(h, selective ? quickGeluLinear(up, fc2.weight, fc2.bias) : affine(quickGelu(up), fc2));
+    return quickGeluMlp(h, norm2.weight, norm2.bias, EPSILON, fc1.weight, fc1.bias, fc2.weight, fc2.bias);
+  const [up, fork2] = normAffine(h, norm2, fc1, !selective);
+  return add(fork2, selective ? quickGeluLinear(up, fc2.weight, fc2.bias) : affine(quickGelu(up), fc2));
 }
 
 /** Every frame pair attends to itself: q, k, v [N, A, D] to [N, A, D]. Frames of equal size are one batch. */
@@ -177,7 +165,7 @@ function norm(x: Tensor, { weight, bias }: Affine): Tensor {
   return layerNorm(x, [x.size(-1)], weight, bias, EPSILON);
 }
 
-/** affine(norm(x)) whose graph keeps x alone. */
-function normAffine(x: Tensor, first: Affine, then: Affine): Tensor {
-  return normLinear(x, first.weight, first.bias, EPSILON, then.weight, then.bias);
+/** affine(norm(x)), and x again for its residual: so both of its gradients meet in the norm's backward. `keep` the norm for it. */
+function normAffine(x: Tensor, first: Affine, then: Affine, keep: boolean): [product: Tensor, x: Tensor] {
+  return normLinear(x, first.weight, first.bias, EPSILON, then.weight, then.bias, keep) as [Tensor, Tensor];
 }
