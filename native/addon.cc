@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "autograd.h"
+#include "collectives.h"
 #include "cuda.h"
 #include "dispatch.h"
 #include "error.h"
@@ -44,7 +45,9 @@ const Export kExports[] = {
     GROVE_EXPORT(loadKernels),       GROVE_EXPORT(setNumThreads),     GROVE_EXPORT(versions),
     GROVE_EXPORT(benchAdd),          GROVE_EXPORT(mapRead),           GROVE_EXPORT(memoryPrepare),
     GROVE_EXPORT(memoryRelease),     GROVE_EXPORT(tensorBytesTo),      GROVE_EXPORT(profileStart),
-    GROVE_EXPORT(profileStop),
+    GROVE_EXPORT(profileStop),       GROVE_EXPORT(groupOpen),         GROVE_EXPORT(groupClose),
+    GROVE_EXPORT(collectiveStart),   GROVE_EXPORT(collectiveWait),    GROVE_EXPORT(storeSet),
+    GROVE_EXPORT(storeAdd),          GROVE_EXPORT(storeTake),         GROVE_EXPORT(endWithParent),
 };
 #undef GROVE_EXPORT
 

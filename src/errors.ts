@@ -127,6 +127,13 @@ export class ProcessError extends GroveError {
   }
 }
 
+/** A collective operation that failed or took too long, or ranks that do not find each other or do not fit together. */
+export class CollectiveError extends GroveError {
+  constructor(problem: string, details: Record<string, unknown> = {}, cause?: unknown) {
+    super("COLLECTIVE", problem, details, cause);
+  }
+}
+
 /** A broken assumption of our own code: never the user's fault. */
 export class InvariantError extends GroveError {
   constructor(message: string) {

@@ -108,7 +108,7 @@ function compilerFlags(torch) {
     "-Wextra",
     "-Wno-unused-parameter",
     "-DNODE_GYP_MODULE_NAME=grove",
-    ...(torch.cuda ? ["-DGROVE_CUDA", "-isystem", cudaInclude(torch)] : []),
+    ...(torch.cuda ? ["-DGROVE_CUDA", ...[cudaInclude(torch), ...ncclInclude(torch)].flatMap(system)] : []),
     "-isystem",
     join(dirname(createRequire(import.meta.url).resolve("node-api-headers/package.json")), "include"),
     "-isystem",
@@ -146,6 +146,18 @@ function cudaInclude(torch) {
     throw new Error("the CUDA headers were not found (cuda_runtime_api.h); install the CUDA toolkit or set CUDA_HOME");
   return found;
 }
+
+/** Folder with nccl.h, which comes with torch's CUDA wheels; [] where only the system's folders can have it. @param {import("./libtorch.mjs").Libtorch} torch */
+function ncclInclude(torch) {
+  const candidates = [
+    process.env.NCCL_HOME && join(process.env.NCCL_HOME, "include"),
+    join(torch.dir, "..", "nvidia", "nccl", "include"),
+  ];
+  return candidates.filter((path) => path && existsSync(join(path, "nccl.h"))).slice(0, 1);
+}
+
+/** @param {string} path */
+const system = (path) => ["-isystem", path];
 
 /** @param {{ addon: string, kernels: string | null, torch: import("./libtorch.mjs").Libtorch }} state */
 function writeCurrent(state) {

@@ -88,6 +88,14 @@ export interface Addon {
   graphBegin(graph: number, poolOf: number): void;
   graphEnd(graph: number): void;
   graphReplay(graph: number): void;
+  groupOpen(rank: number, world: number, host: string, port: number, nccl: boolean, timeoutMs: number): number;
+  groupClose(group: number): void;
+  collectiveStart(group: number, kind: number, tensor: number, root: number, timeoutMs: number): number;
+  collectiveWait(pending: number): void;
+  storeSet(group: number, key: string, bytes: TypedArray): void;
+  storeAdd(group: number, key: string, n: number): number;
+  storeTake(group: number, key: string): Uint8Array | undefined;
+  endWithParent(pid: number): void;
   loadKernels(path: string): void;
   setNumThreads(threads: number): void;
   profileStart(device: boolean, operators: boolean): void;

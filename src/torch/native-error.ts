@@ -1,5 +1,5 @@
 /** Turns what the addon throws ({ code, message }) into the typed errors of src/errors.ts, with the operation and its arguments. */
-import { DTypeError, type GroveError, NativeError, ShapeError, UseAfterFreeError } from "../errors.ts";
+import { CollectiveError, DTypeError, type GroveError, NativeError, ShapeError, UseAfterFreeError } from "../errors.ts";
 
 /** Phrases by which libtorch reports sizes that do not fit, and element types that do not. */
 const SHAPE =
@@ -15,6 +15,7 @@ const DTYPE =
 export function typedError(op: string, args: string, shape: readonly number[], cause: unknown): GroveError {
   const { code, message } = cause as { code?: string; message?: string };
   if (code === "FREED") return new UseAfterFreeError(op, Number(message));
+  if (code === "COLLECTIVE" && message !== undefined) return new CollectiveError(message, { op, args }, cause);
   // An exception's first sentence is its point; what follows tells of dispatch keys and call sites.
   if (code === "OP" && message !== undefined) {
     if (SHAPE.test(message)) return new ShapeError(op, `shapes that fit (${message})`, shape, args, cause);

@@ -1,0 +1,213 @@
+#include "collectives.h"
+
+#include <c10/util/Exception.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "args.h"
+#include "process_group.h"
+#include "slots.h"
+#include "tensor.h"
+
+namespace grove {
+
+namespace {
+
+using StorePtr = c10::intrusive_ptr<c10d::Store>;
+
+struct Group {
+  Place place;
+  std::string address;
+  StorePtr store;  // of the JavaScript thread
+  std::unique_ptr<Backend> host;
+  std::unique_ptr<Backend> device;  // null without NCCL
+  int64_t started = 0;
+};
+
+// Never destroyed, like the tensors' table: at exit a thread may still be waiting for another rank.
+SlotTable<std::unique_ptr<Group>>& groups() {
+  static auto* table = new SlotTable<std::unique_ptr<Group>>("process group");
+  return *table;
+}
+
+SlotTable<std::unique_ptr<Pending>>& pendings() {
+  static auto* table = new SlotTable<std::unique_ptr<Pending>>("started collective");
+  return *table;
+}
+
+std::string firstLine(const c10::Error& error) {
+  const std::string message = error.what_without_backtrace();
+  return message.substr(0, message.find('\n'));
+}
+
+const char* nameOf(CollectiveKind kind) {
+  switch (kind) {
+    case CollectiveKind::kSum: return "all-reduce (sum)";
+    case CollectiveKind::kMax: return "all-reduce (max)";
+    case CollectiveKind::kReduceScatter: return "reduce-scatter";
+    case CollectiveKind::kAllGather: return "all-gather";
+    case CollectiveKind::kBroadcast: return "broadcast";
+    case CollectiveKind::kBarrier: return "barrier";
+  }
+  return "collective";
+}
+
+// A client of the job's store. Rank 0's first one brings the server with it.
+StorePtr openStore(const Place& place, const std::string& host, int64_t port, Milliseconds timeout, bool server) {
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<uint16_t>(port);
+  options.isServer = server;
+  options.numWorkers = static_cast<size_t>(place.world);
+  options.waitWorkers = false;
+  options.timeout = timeout;
+  return c10::make_intrusive<c10d::TCPStore>(host, options);
+}
+
+// All ranks are there when this returns.
+void meet(c10d::Store& store, const Place& place, Milliseconds timeout) {
+  store.set("joined/" + std::to_string(place.rank), std::vector<uint8_t>{1});
+  std::vector<std::string> keys;
+  for (int rank = 0; rank < place.world; rank++) keys.push_back("joined/" + std::to_string(rank));
+  try {
+    store.wait(keys, timeout);
+  } catch (const c10::DistStoreError&) {
+    std::string missing;
+    for (int rank = 0; rank < place.world; rank++) {
+      if (!store.check({keys[static_cast<size_t>(rank)]})) missing += (missing.empty() ? "" : ", ") + std::to_string(rank);
+    }
+    throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + ": these ranks have not joined within " +
+                                        std::to_string(timeout.count()) + " ms: " + missing);
+  }
+}
+
+void checkTensor(const at::Tensor& tensor, CollectiveKind kind, const Place& place) {
+  if (!tensor.is_contiguous()) throw EngineError("ARG_KIND", "collectives take contiguous tensors only");
+  const bool shares = kind == CollectiveKind::kReduceScatter || kind == CollectiveKind::kAllGather;
+  if (shares && tensor.numel() % place.world != 0) {
+    throw EngineError("ARG_KIND", std::string(nameOf(kind)) + ": " + std::to_string(tensor.numel()) + " elements do not divide among " +
+                                      std::to_string(place.world) + " ranks");
+  }
+}
+
+}  // namespace
+
+std::string describe(const Collective& collective, const Place& place) {
+  std::string text = "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + ", " + nameOf(collective.kind) + " #" +
+                     std::to_string(collective.number);
+  if (!collective.tensor.defined()) return text;
+  text += " of [";
+  for (int64_t i = 0; i < collective.tensor.dim(); i++) text += (i == 0 ? "" : ", ") + std::to_string(collective.tensor.size(i));
+  switch (collective.tensor.scalar_type()) {
+    case at::kFloat: return text + "] float32";
+    case at::kBFloat16: return text + "] bfloat16";
+    default: return text + "] " + c10::toString(collective.tensor.scalar_type());
+  }
+}
+
+// groupOpen(rank, world, host, port, nccl, timeout): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
+// collectives of CUDA tensors run on the current device. `timeout`, ms, limits the meeting and every NCCL operation without a limit of its own.
+napi_value groupOpen(napi_env env, napi_callback_info info) {
+  Args args(env, info, 6);
+  auto group = std::make_unique<Group>();
+  group->place = {static_cast<int>(args.integer(0)), static_cast<int>(args.integer(1))};
+  const Place place = group->place;
+  if (place.world < 1 || place.rank < 0 || place.rank >= place.world) throw EngineError("ARG_KIND", "no such rank");
+  const std::string host = args.string(2);
+  const int64_t port = args.integer(3);
+  const Milliseconds timeout(args.integer(5));
+  group->address = host + ":" + std::to_string(port);
+  try {
+    group->store = openStore(place, host, port, timeout, place.rank == 0);
+    meet(*group->store, place, timeout);
+    const auto prefixed = [&](const char* prefix) {
+      return c10::make_intrusive<c10d::PrefixStore>(prefix, openStore(place, host, port, timeout, false));
+    };
+    group->host = makeHostBackend(prefixed("host"), place);
+    if (args.boolean(4)) group->device = makeNcclBackend(prefixed("nccl"), place, timeout);
+  } catch (const c10::Error& error) {
+    throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + " could not join the job at " +
+                                        group->address + ": " + firstLine(error));
+  }
+  return makeNumber(env, groups().add(std::move(group)));
+}
+
+// groupClose(group): leaves it. Waits for nobody.
+napi_value groupClose(napi_env env, napi_callback_info info) {
+  Args args(env, info, 1);
+  groups().remove(args.number(0));
+  return nullptr;
+}
+
+// collectiveStart(group, kind, tensor, root, timeout): starts one, in place; `tensor` is 0 in a barrier, `timeout` in ms.
+//   reduce-scatter: the tensor's world-th part number `rank` becomes the sum over the ranks; the rest is undefined afterwards
+//   all-gather: part number r becomes what rank r holds there
+napi_value collectiveStart(napi_env env, napi_callback_info info) {
+  Args args(env, info, 5);
+  Group& group = *groups().at(args.number(0));
+  const auto kind = static_cast<CollectiveKind>(args.integer(1));
+  Collective collective{kind, {}, static_cast<int>(args.integer(3)), Milliseconds(args.integer(4)), group.started};
+  Backend* backend = group.host.get();
+  if (kind != CollectiveKind::kBarrier) {
+    collective.tensor = tensors().at(args.number(2)).detach();
+    checkTensor(collective.tensor, kind, group.place);
+    if (!collective.tensor.is_cpu()) backend = group.device.get();
+    if (backend == nullptr) throw EngineError("OP", "the group was opened without NCCL: tensors of a device cannot take part");
+  }
+  auto pending = backend->start(std::move(collective));
+  group.started++;
+  return makeNumber(env, pendings().add(std::move(pending)));
+}
+
+// collectiveWait(pending): see Pending::wait. The handle is gone afterwards, also where it throws.
+napi_value collectiveWait(napi_env env, napi_callback_info info) {
+  Args args(env, info, 1);
+  const double handle = args.number(0);
+  std::unique_ptr<Pending> pending = std::move(pendings().at(handle));
+  pendings().remove(handle);
+  pending->wait();
+  return nullptr;
+}
+
+// storeSet(group, key, bytes): leaves bytes, at most 4 MiB, for any rank to take.
+napi_value storeSet(napi_env env, napi_callback_info info) {
+  Args args(env, info, 3);
+  size_t length = 0;
+  const auto* bytes = static_cast<const uint8_t*>(args.typedArray(2, &length));
+  groups().at(args.number(0))->store->set("js/" + args.string(1), std::vector<uint8_t>(bytes, bytes + length));
+  return nullptr;
+}
+
+// storeAdd(group, key, n): adds to a counter that all ranks see, and returns it. A counter is no key of storeSet.
+napi_value storeAdd(napi_env env, napi_callback_info info) {
+  Args args(env, info, 3);
+  const int64_t sum = groups().at(args.number(0))->store->add("n/" + args.string(1), args.integer(2));
+  return makeNumber(env, static_cast<double>(sum));
+}
+
+// storeTake(group, key): the bytes that storeSet left, which are gone from the store then, or undefined. Does not wait.
+napi_value storeTake(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  c10d::Store& store = *groups().at(args.number(0))->store;
+  const std::string key = "js/" + args.string(1);
+  if (!store.check({key})) return nullptr;
+  const std::vector<uint8_t> bytes = store.get(key);
+  store.deleteKey(key);
+  napi_value result;
+  check(napi_create_buffer_copy(env, bytes.size(), bytes.data(), nullptr, &result), "napi_create_buffer_copy");
+  return result;
+}
+
+// endWithParent(pid): has the kernel kill this process when its parent, process `pid`, ends; at once where it has ended already.
+napi_value endWithParent(napi_env env, napi_callback_info info) {
+  Args args(env, info, 1);
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != static_cast<pid_t>(args.integer(0))) raise(SIGKILL);
+  return nullptr;
+}
+
+}  // namespace grove

@@ -1,0 +1,115 @@
+// Collectives on CUDA tensors: c10d's ProcessGroupNCCL, which runs them on a stream of its own, behind what the current stream holds when
+// they are started. A collective that outlasts its time limit ends the process: c10d's watchdog names the operation on standard error.
+#include "process_group.h"
+
+#include "error.h"
+
+#if defined(GROVE_CUDA) && __has_include(<nccl.h>)
+#define USE_C10D_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#define GROVE_NCCL
+#endif
+
+namespace grove {
+
+#ifdef GROVE_NCCL
+
+namespace {
+
+EngineError failed(const Collective& collective, const Place& place, const std::exception& error) {
+  const auto* torch = dynamic_cast<const c10::Error*>(&error);
+  const std::string reason = torch != nullptr ? torch->what_without_backtrace() : error.what();
+  return {"COLLECTIVE", describe(collective, place) + ": " + reason};
+}
+
+class NcclPending : public Pending {
+ public:
+  NcclPending(Collective collective, Place place, c10::intrusive_ptr<c10d::Work> work)
+      : collective_(std::move(collective)), place_(place), work_(std::move(work)) {}
+  void wait() override {
+    try {
+      work_->wait();
+    } catch (const std::exception& error) {
+      throw failed(collective_, place_, error);
+    }
+  }
+
+ private:
+  Collective collective_;  // holds the tensor
+  Place place_;
+  c10::intrusive_ptr<c10d::Work> work_;
+};
+
+class NcclBackend : public Backend {
+ public:
+  NcclBackend(c10::intrusive_ptr<c10d::Store> store, Place place, Milliseconds timeout) : place_(place) {
+    auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
+    options->timeout = timeout;
+    group_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), place.rank, place.world, std::move(options));
+  }
+
+  std::unique_ptr<Pending> start(Collective collective) override {
+    try {
+      auto work = enqueue(collective);
+      return std::make_unique<NcclPending>(std::move(collective), place_, std::move(work));
+    } catch (const std::exception& error) {
+      throw failed(collective, place_, error);
+    }
+  }
+
+ private:
+  c10::intrusive_ptr<c10d::Work> enqueue(const Collective& collective) {
+    at::Tensor flat = collective.tensor.view(-1);
+    std::vector<at::Tensor> tensors{flat};
+    const int64_t share = flat.numel() / place_.world;
+    switch (collective.kind) {
+      case CollectiveKind::kSum:
+      case CollectiveKind::kMax: {
+        c10d::AllreduceOptions options;
+        options.reduceOp = collective.kind == CollectiveKind::kMax ? c10d::ReduceOp::MAX : c10d::ReduceOp::SUM;
+        options.timeout = collective.timeout;
+        return group_->allreduce(tensors, options);
+      }
+      case CollectiveKind::kReduceScatter: {
+        at::Tensor own = flat.narrow(0, place_.rank * share, share);
+        c10d::ReduceScatterOptions options;
+        options.timeout = collective.timeout;
+        return group_->_reduce_scatter_base(own, flat, options);
+      }
+      case CollectiveKind::kAllGather: {
+        at::Tensor own = flat.narrow(0, place_.rank * share, share);
+        c10d::AllgatherOptions options;
+        options.timeout = collective.timeout;
+        return group_->_allgather_base(flat, own, options);
+      }
+      case CollectiveKind::kBroadcast: {
+        c10d::BroadcastOptions options;
+        options.rootRank = collective.root;
+        options.timeout = collective.timeout;
+        return group_->broadcast(tensors, options);
+      }
+      case CollectiveKind::kBarrier:
+        break;
+    }
+    throw EngineError("ARG_KIND", "a barrier has no device");
+  }
+
+  Place place_;
+  c10::intrusive_ptr<c10d::ProcessGroupNCCL> group_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> makeNcclBackend(c10::intrusive_ptr<c10d::Store> store, Place place, Milliseconds timeout) {
+  return std::make_unique<NcclBackend>(std::move(store), place, timeout);
+}
+
+#else
+
+std::unique_ptr<Backend> makeNcclBackend(c10::intrusive_ptr<c10d::Store>, Place, Milliseconds) {
+  throw EngineError("OP", "built without NCCL: a libtorch with CUDA and nccl.h (it comes with torch's CUDA wheels) are needed");
+}
+
+#endif
+
+}  // namespace grove

@@ -1,0 +1,74 @@
+import { fileURLToPath } from "node:url";
+import { expect, test } from "vitest";
+import { spawnRanks } from "../distributed/spawn-ranks.ts";
+
+const SCRIPT = fileURLToPath(new URL("distributed-rank.ts", import.meta.url));
+
+/** What each rank says of a case. */
+async function outcomes(world: number, name: string) {
+  const results = await spawnRanks(world, SCRIPT, [name]);
+  return results.map(({ stdout, status }) => {
+    expect(status).toBe(0);
+    return JSON.parse(stdout);
+  });
+}
+
+const value = (i: number, rank: number) => Math.sin(i * 12.9898 + rank * 78.233) * 10 ** ((i + rank) % 5);
+const range = (n: number) => Array.from({ length: n }, (_, i) => i);
+
+test.each([1, 2, 3])("collectives of %i ranks give what they promise, the same bits everywhere", async (world) => {
+  const all = await outcomes(world, "results");
+  const ranks = range(world);
+  const sumAt = (i: number) => ranks.reduce((sum, rank) => sum + Math.fround(value(i, rank)), 0);
+  for (const [rank, result] of all.entries()) {
+    // In float64, rounded once: not what float32 additions would give.
+    expect(result.sums).toEqual(range(10).map((i) => Math.fround(sumAt(i))));
+    expect(result.halves).toEqual(all[0].halves);
+    expect(result.wholes).toEqual([(world * (world - 1)) / 2, world * 2 ** 40 + (world * (world - 1)) / 2]);
+    expect(result.mosts).toEqual(range(5).map((i) => Math.max(...ranks.map((of) => Math.fround(value(i, of))))));
+    expect(result.owns).toEqual(range(3).map((i) => Math.fround(sumAt(3 * rank + i))));
+    expect(result.gathereds).toEqual(range(2 * world).map((i) => Math.fround(value(i, Math.floor(i / 2)))));
+    expect(result.tolds).toEqual(range(4).map((i) => Math.fround(value(i, world - 1))));
+    expect(result).toMatchObject({ bigRight: true, arrived: world, gone: true });
+    expect(result.note).toBe(rank === world - 1 ? "hello" : undefined);
+  }
+  expect(all.map(({ counted }) => counted).sort()).toEqual(range(world).map((i) => i + 1));
+});
+
+test("a rank that does not come in time is named, with operation and sizes", async () => {
+  const [waiting, late] = await outcomes(2, "late");
+  expect(waiting).toEqual({
+    error: "COLLECTIVE",
+    message: "rank 0 of 2, all-reduce (sum) #1 of [6] float32: rank 1 has not come to it within 300 ms",
+  });
+  expect(late).toBe("late");
+});
+
+test("ranks that have lost step are told so", async () => {
+  const all = await outcomes(2, "mismatch");
+  const messages = all.map(({ message }) => message).join("\n");
+  expect(messages).toMatch(/rank [01] of 2, all-reduce \(sum\) #0 of \[[68]\] float32: rank [01] is at another one/);
+});
+
+test("ranks that never join are named", async () => {
+  const [first, second, third] = await outcomes(3, "absent");
+  for (const waiting of [first, second])
+    expect(waiting.message).toMatch(
+      /^rank [01] of 3: these ranks have not joined within 1000 ms: 2$|could not join the job/,
+    );
+  expect(first.message).toContain("have not joined within 1000 ms: 2");
+  expect(third).toBe("never came");
+});
+
+test("the end of rank 0 is an error of the others, not a wait", async () => {
+  const [first, second] = await spawnRanks(2, SCRIPT, ["gone for good"]);
+  expect(first?.signal).toBe("SIGKILL");
+  const { error, message } = JSON.parse(second?.stdout ?? "");
+  expect(error).toBe("COLLECTIVE");
+  expect(message).toMatch(/^rank 1 of 2, all-reduce \(sum\) #1 of \[1\] float32: .*rank 0, which keeps the store/);
+});
+
+test("parts must divide among the ranks", async () => {
+  for (const { message } of await outcomes(2, "uneven"))
+    expect(message).toBe("reduceScatter([5] float32): reduce-scatter: 5 elements do not divide among 2 ranks");
+});
