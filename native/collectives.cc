@@ -109,10 +109,11 @@ std::string describe(const Collective& collective, const Place& place) {
   }
 }
 
-// groupOpen(rank, world, host, port, nccl, timeout): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
+// groupOpen(rank, world, host, port, nccl, timeout, serve, name): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
 // collectives of CUDA tensors run on the current device. `timeout`, ms, limits the meeting and every NCCL operation without a limit of its own.
+// With `serve` rank 0 keeps the store, else somebody else does; `name` keeps jobs that share a store apart.
 napi_value groupOpen(napi_env env, napi_callback_info info) {
-  Args args(env, info, 6);
+  Args args(env, info, 8);
   auto group = std::make_unique<Group>();
   group->place = {static_cast<int>(args.integer(0)), static_cast<int>(args.integer(1))};
   const Place place = group->place;
@@ -122,13 +123,14 @@ napi_value groupOpen(napi_env env, napi_callback_info info) {
   const Milliseconds timeout(args.integer(5));
   group->address = host + ":" + std::to_string(port);
   try {
-    group->store = openStore(place, host, port, timeout, place.rank == 0);
-    meet(*group->store, place, timeout);
-    const auto prefixed = [&](const char* prefix) {
-      return c10::make_intrusive<c10d::PrefixStore>(prefix, openStore(place, host, port, timeout, false));
+    const std::string name = args.string(7);
+    const auto client = [&](const char* purpose, bool server) {
+      return c10::make_intrusive<c10d::PrefixStore>(name + "/" + purpose, openStore(place, host, port, timeout, server));
     };
-    group->host = makeHostBackend(prefixed("host"), place);
-    if (args.boolean(4)) group->device = makeNcclBackend(prefixed("nccl"), place, timeout);
+    group->store = client("job", place.rank == 0 && args.boolean(6));
+    meet(*group->store, place, timeout);
+    group->host = makeHostBackend(client("host", false), place);
+    if (args.boolean(4)) group->device = makeNcclBackend(client("nccl", false), place, timeout);
   } catch (const c10::Error& error) {
     throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + " could not join the job at " +
                                         group->address + ": " + firstLine(error));

@@ -10,12 +10,13 @@ import { fileURLToPath } from "node:url";
 
 /** Folders of src/ that each folder may import, besides itself and the files directly in src/. */
 const MAY_IMPORT = {
-  cli: ["trainer", "eval", "experiment", "rollout", "reward", "model", "data", "torch", "config"],
+  cli: ["trainer", "eval", "experiment", "distributed", "rollout", "reward", "model", "data", "torch", "config"],
   experiment: ["trainer", "eval", "rollout", "reward", "model", "data", "torch", "config"],
-  trainer: ["eval", "rollout", "reward", "model", "data", "torch", "config"],
+  trainer: ["eval", "rollout", "reward", "model", "data", "distributed", "torch", "config"],
   eval: ["rollout", "reward", "model", "data", "torch", "config"],
   rollout: ["model", "torch", "config"],
   model: ["torch", "config"],
+  distributed: ["torch", "config"],
   torch: [],
   reward: ["config"],
   data: ["config"],

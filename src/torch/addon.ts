@@ -88,7 +88,16 @@ export interface Addon {
   graphBegin(graph: number, poolOf: number): void;
   graphEnd(graph: number): void;
   graphReplay(graph: number): void;
-  groupOpen(rank: number, world: number, host: string, port: number, nccl: boolean, timeoutMs: number): number;
+  groupOpen(
+    rank: number,
+    world: number,
+    host: string,
+    port: number,
+    nccl: boolean,
+    timeoutMs: number,
+    serve: boolean,
+    name: string,
+  ): number;
   groupClose(group: number): void;
   collectiveStart(group: number, kind: number, tensor: number, root: number, timeoutMs: number): number;
   collectiveWait(pending: number): void;

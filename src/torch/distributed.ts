@@ -20,6 +20,10 @@ export interface GroupOptions {
   nccl: boolean;
   /** Limit on the ranks' meeting and on every collective that has none of its own. */
   timeoutMs: number;
+  /** Whether rank 0 has to keep the store (default), or somebody else does already at that address. */
+  serve?: boolean;
+  /** Keeps jobs that share a store apart. */
+  name?: string;
 }
 
 /** A collective that has been started. Its tensor must be left alone, and alive, until wait() has returned. */
@@ -40,12 +44,12 @@ export class ProcessGroup implements Disposable {
   #closed = false;
 
   /** Joins the job; returns when all ranks have. @throws CollectiveError that names the ranks which have not joined in time */
-  constructor({ rank, world, address, port, nccl, timeoutMs }: GroupOptions) {
+  constructor({ rank, world, address, port, nccl, timeoutMs, serve = true, name = "grove" }: GroupOptions) {
     this.rank = rank;
     this.world = world;
     this.#timeoutMs = timeoutMs;
     this.#handle = guard("join", `rank ${rank} of ${world}, ${address}:${port}`, () =>
-      addon.groupOpen(rank, world, address, port, nccl, timeoutMs),
+      addon.groupOpen(rank, world, address, port, nccl, timeoutMs, serve, name),
     );
   }
 
