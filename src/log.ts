@@ -29,11 +29,11 @@ export const log: Logger = pino(
 );
 
 /**
- * From now on every message also goes to `<runDir>/log.jsonl` (appended, in the file before the call returns). Asking for the same
- * folder again changes nothing. Returns a function that ends it.
+ * From now on every message also goes to `<runDir>/log.jsonl`, or another file there (appended, in the file before the call returns). Asking for the same
+ * one again changes nothing. Returns a function that ends it.
  */
-export function logToRunFolder(runDir: string): () => void {
-  const file = path.resolve(runDir, "log.jsonl");
+export function logToRunFolder(runDir: string, name = "log.jsonl"): () => void {
+  const file = path.resolve(runDir, name);
   if (!openFiles.has(file)) {
     mkdirSync(path.dirname(file), { recursive: true });
     openFiles.set(file, openSync(file, "a"));

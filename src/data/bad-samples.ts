@@ -39,6 +39,14 @@ export class BadSamples {
     return [...this.#known];
   }
 
+  /** Counts what other processes of the run have met. @throws DataError once all of them together are above the limit */
+  learn(names: readonly string[]): void {
+    for (const name of names) this.#known.add(name);
+    if (this.count <= this.#limit) return;
+    const last = names.at(-1) as string;
+    throw new DataError({ file: last }, `${this.count} samples were unusable, data.maxBadSamples is ${this.#limit}`);
+  }
+
   /**
    * Counts a skip (of a sample that is not known yet), or throws: with onBadSample "error" the error itself, wrapped so that it names file, line and sample; with "skip" one
    * that says the limit is passed. Errors that are not about data (a bug, no ffmpeg) are always thrown.

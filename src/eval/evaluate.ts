@@ -101,6 +101,23 @@ export async function readLevels(config: Config, bad = new BadSamples(config.dat
   return levels;
 }
 
+/** The results of shares of the same levels as those of the whole; parts are left out. */
+export function sumResults(shares: readonly EvalResults[]): EvalResults {
+  const levels = Object.keys(shares[0] ?? {});
+  return Object.fromEntries(
+    levels.map((level) => {
+      const sum: LevelResult = { correct: 0, n: 0, parts: {}, skipped: 0 };
+      for (const share of shares) {
+        const one = share[level] as LevelResult;
+        sum.correct += one.correct;
+        sum.n += one.n;
+        sum.skipped += one.skipped;
+      }
+      return [level, sum];
+    }),
+  );
+}
+
 /** Results as metrics: `eval/<level>/accuracy` and `eval/<level>/n`. */
 export function evalMetrics(results: EvalResults): Metrics {
   const metrics: Metrics = {};

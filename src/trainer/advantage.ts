@@ -15,9 +15,13 @@ export function groupAdvantages(rewards: readonly number[], eps: number): number
   return rewards.map((reward) => (reward - mean) / (std + eps));
 }
 
-/** Fills `advantages` of every group from its `rewards`. Returns the share of groups whose rewards are all alike. */
-export function assignAdvantages(groups: readonly RolloutGroup[], eps: number): Metrics {
+/** Fills `advantages` of every group from its `rewards`. */
+export function assignAdvantages(groups: readonly RolloutGroup[], eps: number): void {
   for (const group of groups) group.advantages = groupAdvantages(group.rewards, eps);
+}
+
+/** The share of groups whose rewards are all alike. */
+export function uniformMetrics(groups: readonly RolloutGroup[]): Metrics {
   const uniform = groups.filter((group) => isUniform(group.rewards)).length;
   return { "reward/zero_std_frac": groups.length === 0 ? 0 : uniform / groups.length };
 }

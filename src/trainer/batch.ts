@@ -8,7 +8,7 @@ import type { Completion, RolloutGroup } from "../types.ts";
 /** One forward and backward pass. The arrays run over its completion tokens (Tc), in the order of `packed.targets`. */
 export interface TrainPack {
   packed: Packed;
-  /** Share of each token in the loss of the whole batch; over all packs they sum to 1. */
+  /** Share of each token in the loss of the whole batch; over all packs of all ranks they sum to 1. */
   weights: Float32Array; // [Tc]
   advantages: Float32Array; // [Tc]
   /** What the sampler said, untempered, nats; NaN for padding that counts (compat.unmaskedSecondEos). */
@@ -21,9 +21,14 @@ export interface TrainPack {
  * with its prompt before it: the plain path, equal in loss and gradient.
  * Weights: "sequence" 1 / (N * Lc), a mean over a completion's tokens, then over the N completions of the batch (the seed's);
  * "token" 1 / T, a mean over the T completion tokens of the batch. N and T are those of the batch, not of a pack.
+ * @param batch the groups of all ranks, where `groups` are the share of one
  */
-export function packBatch(groups: readonly RolloutGroup[], config: Config["trainer"]): TrainPack[] {
-  const completions = groups.flatMap((group) => group.completions);
+export function packBatch(
+  groups: readonly RolloutGroup[],
+  config: Config["trainer"],
+  batch: readonly Pick<RolloutGroup, "completions">[] = groups,
+): TrainPack[] {
+  const completions = batch.flatMap((group) => group.completions);
   const totalTokens = completions.reduce((sum, completion) => sum + completion.ids.length, 0);
   const weightOf = (length: number) =>
     config.lossAggregation === "sequence" ? 1 / (completions.length * length) : 1 / totalTokens;

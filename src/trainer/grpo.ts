@@ -29,7 +29,7 @@ import { clone } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
 import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
-import { assignAdvantages } from "./advantage.ts";
+import { assignAdvantages, uniformMetrics } from "./advantage.ts";
 import { deviceOf } from "./assemble.ts";
 import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
 import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
@@ -51,6 +51,7 @@ import {
 } from "./session.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
 import type { VisionFeatures } from "./vision-features.ts";
+import { gatherGroups } from "./whole-batch.ts";
 
 interface GrpoRun extends Session {
   rewards: Rewards;
@@ -64,15 +65,16 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   const { trainer } = run.config;
   const watch = new StopWatch(synchronize);
 
-  const prompts = await watch.time("data", () => loadPrompts(run, step)); // P questions
-  if (prompts.length === 0) return { "data/questions": 0, "data/bad_samples": run.badSamples };
+  const { prompts, places, total } = await watch.time("data", () => loadPrompts(run, step)); // P questions, this rank's
+  if (total === 0) return { "data/questions": 0, "data/bad_samples": run.badSamples };
   for (const features of featuresOf(run)) features.know(prompts);
 
   const groups = await watch.time("rollout", () => rollout(run, prompts, step)); // RolloutGroup[P], G completions each
   await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
-  const uniformMetrics = assignAdvantages(groups, trainer.advantageEps);
+  assignAdvantages(groups, trainer.advantageEps);
+  const batch = gatherGroups(run.ranks, places, groups); // of all ranks, the same everywhere
 
-  const packs = packBatch(asScored(run, groups), trainer);
+  const packs = packBatch(asScored(run, groups), trainer, asScored(run, batch));
   const references = await watch.time("reference", () => referenceLogprobs(run, packs)); // [Tc] per pack
   const oldLogprobs: Tensor[] = []; // [Tc] per pack, filled by the first update
   let update: Metrics = {};
@@ -87,14 +89,14 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     if (!questionsRecur(run)) for (const features of featuresOf(run)) features.clear();
   }
 
-  run.folder.writeCompletions(step + 1, groups.slice(0, trainer.logCompletions));
+  run.folder.writeCompletions(step + 1, batch.slice(0, trainer.logCompletions));
   return {
-    ...rewardMetrics(groups),
-    ...uniformMetrics,
+    ...rewardMetrics(batch),
+    ...uniformMetrics(batch),
     ...update,
-    ...rolloutMetrics(groups, watch.seconds("rollout")),
+    ...rolloutMetrics(batch, watch.seconds("rollout")),
     "rollout/occupancy": run.sampler.stats.occupancy, // share of the decode steps' rows that gave a token
-    "data/questions": groups.length,
+    "data/questions": batch.length,
     "data/bad_samples": run.badSamples,
     ...watch.metrics(),
     "time/prefill_s": run.sampler.stats.prefillS, // parts of time/rollout_s
@@ -109,6 +111,7 @@ function featuresOf({ features, referenceFeatures }: GrpoRun): Set<VisionFeature
 
 /** G completions of each prompt, drawn from the policy as it is now. */
 function rollout(run: GrpoRun, prompts: Prompt[], step: number): RolloutGroup[] {
+  if (prompts.length === 0) return []; // more ranks than questions
   const { groupSize, maxNewTokens, temperature, topK, topP } = run.config.rollout;
   return run.sampler.rolloutGroups(prompts, {
     groupSize,
@@ -145,7 +148,7 @@ async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Pro
 }
 
 /**
- * One update from the whole batch: gradients pack by pack, one global norm, one optimizer step. The first update from a batch fills
+ * One update from the whole batch: gradients pack by pack, summed over the ranks, one global norm, one optimizer step. The first update from a batch fills
  * `oldLogprobs` where later ones will measure their ratio against them.
  * @throws NumericsError before the weights are touched when a loss or the gradient is not finite; the batch is in the run folder then.
  */
@@ -189,10 +192,11 @@ async function updatePolicy(
       await nextTurn();
     }
     const rate = learningRate(config.optimizer, optimizer.updates, run.steps * config.trainer.iterations);
+    optimizer.sumGradients(run.ranks);
     stats.push(keep(optimizer.gradNorm()));
     const values = readTogether(stats); // the one wait for the device in an update
     const metrics = {
-      ...lossMetrics(values.slice(0, -1), config.trainer.klCoef),
+      ...lossMetrics(run.ranks.gather(values.slice(0, -1)).flat(), config.trainer.klCoef),
       "grad/norm": values.at(-1)?.[0] as number,
     };
     const bad = firstNonFinite(metrics);

@@ -7,6 +7,7 @@
  */
 
 import type { Config } from "../config/schema.ts";
+import type { Ranks } from "../distributed/ranks.ts";
 import { CheckpointError } from "../errors.ts";
 import type { Parameter } from "../model/parameter.ts";
 import { hash64 } from "../random.ts";
@@ -82,6 +83,11 @@ export class AdamW implements Disposable {
 
   zeroGrad(): void {
     zero_(this.#grad);
+  }
+
+  /** Makes the gradients, each rank's of its share of a batch, those of the whole batch. */
+  sumGradients(ranks: Ranks): void {
+    ranks.sumTensor(this.#grad);
   }
 
   /** Global norm of all gradients: a float32 scalar on the device, owned by the caller. */

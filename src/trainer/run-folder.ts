@@ -4,6 +4,7 @@
  *   metrics.jsonl        a line per step: {"step": 12, "reward/mean": 0.4, ...}; step 0 is before the first update
  *   completions.jsonl    the first groups of every step with their rewards and advantages
  *   log.jsonl            everything that was logged
+ *   ranks/               of a job of several processes: rank-<n>.jsonl, what rank n > 0 logged; rank-<n>.log, what it printed
  *   checkpoint-<step>/   see checkpoint.ts
  *   final/               the trained model as a Hugging Face folder
  * Lines are appended and handed to the operating system before a call returns, so a killed process loses at most the line it was
@@ -33,7 +34,10 @@ const FILES = { config: "config.yaml", metrics: "metrics.jsonl", completions: "c
 
 /** What a run leaves in its folder and a run that overwrites it removes; the log is kept. */
 const OWN_ENTRY =
-  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+\.json|trace-\d+\.json|\.?checkpoint-\d+.*)$/;
+  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+\.json|\.?checkpoint-\d+.*)$/;
+
+/** Where the ranks of a job leave their logs. */
+export const RANKS_FOLDER = "ranks";
 
 /** One question's completions as completions.jsonl holds them. */
 export interface CompletionRecord {
@@ -58,18 +62,25 @@ export interface ComputedGroup {
 
 export class RunFolder implements Disposable {
   readonly dir: string;
-  readonly #metrics: number;
-  readonly #completions: number;
+  /** Files of lines; null in the folder of a rank that follows. */
+  readonly #lines: { metrics: number; completions: number } | null = null;
+  readonly #follower: number | undefined;
   readonly #endLog: () => void;
 
   /**
    * Opens the folder of a run that starts (a folder that holds a run already is refused, or emptied with `overwrite`) or, with
-   * `resumeAt`, of one that goes on after so many steps: later lines are cut.
+   * `resumeAt`, of one that goes on after so many steps: later lines are cut. A rank that follows the first of its job (`follower`: its
+   * number) writes nothing but its log and its dumps.
    * @throws ConfigError if the folder holds a run and neither option is given.
    */
-  constructor(config: Config, options: { resumeAt?: number; overwrite?: boolean } = {}) {
+  constructor(config: Config, options: { resumeAt?: number; overwrite?: boolean; follower?: number } = {}) {
     this.dir = path.resolve(config.runDir);
     mkdirSync(this.dir, { recursive: true });
+    this.#follower = options.follower;
+    if (options.follower !== undefined) {
+      this.#endLog = logToRunFolder(this.dir, path.join(RANKS_FOLDER, `rank-${options.follower}.jsonl`));
+      return;
+    }
     if (options.resumeAt !== undefined) {
       for (const file of [FILES.metrics, FILES.completions]) cutAfterStep(path.join(this.dir, file), options.resumeAt);
     } else {
@@ -85,22 +96,27 @@ export class RunFolder implements Disposable {
     }
     this.#endLog = logToRunFolder(this.dir);
     replaceFile(path.join(this.dir, FILES.config), dumpConfig(config));
-    this.#metrics = openSync(path.join(this.dir, FILES.metrics), "a");
-    this.#completions = openSync(path.join(this.dir, FILES.completions), "a");
+    this.#lines = {
+      metrics: openSync(path.join(this.dir, FILES.metrics), "a"),
+      completions: openSync(path.join(this.dir, FILES.completions), "a"),
+    };
   }
 
   // writeFileSync, here and below, writes all of the line or throws; writeSync may write a part of it and say so by a number only.
   writeMetrics(step: number, metrics: Metrics): void {
-    writeFileSync(this.#metrics, `${JSON.stringify({ step, ...metrics })}\n`);
+    if (this.#lines !== null) writeFileSync(this.#lines.metrics, `${JSON.stringify({ step, ...metrics })}\n`);
   }
 
   writeCompletions(step: number, groups: readonly RolloutGroup[]): void {
-    for (const group of groups) writeFileSync(this.#completions, `${JSON.stringify(completionRecord(step, group))}\n`);
+    if (this.#lines === null) return;
+    const lines = groups.map((group) => `${JSON.stringify(completionRecord(step, group))}\n`);
+    for (const line of lines) writeFileSync(this.#lines.completions, line);
   }
 
   /** Writes what was being computed when a number was not finite. Returns the file's path. */
   dumpBatch(step: number, reason: Record<string, unknown>, batch: readonly ComputedGroup[]): string {
-    const file = path.join(this.dir, `numerics-step-${step}.json`);
+    const share = this.#follower === undefined ? "" : `-rank-${this.#follower}`;
+    const file = path.join(this.dir, `numerics-step-${step}${share}.json`);
     const groups = batch.map(({ prompt, completions, ...rest }) => ({
       sample_id: prompt.sample.id,
       source: prompt.sample.source,
@@ -114,13 +130,11 @@ export class RunFolder implements Disposable {
 
   /** Forces the lines written so far to the disk. A checkpoint does this first, so that its lines outlive a power cut as it does. */
   flush(): void {
-    fsyncSync(this.#metrics);
-    fsyncSync(this.#completions);
+    for (const file of Object.values(this.#lines ?? {})) fsyncSync(file);
   }
 
   [Symbol.dispose](): void {
-    closeSync(this.#metrics);
-    closeSync(this.#completions);
+    for (const file of Object.values(this.#lines ?? {})) closeSync(file);
     this.#endLog();
   }
 }

@@ -4,14 +4,15 @@ import path from "node:path";
 import type { Config } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
+import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { CheckpointError, NumericsError } from "../errors.ts";
-import { evalMetrics, evaluateLevels, readLevels } from "../eval/evaluate.ts";
+import { evalMetrics, evaluateLevels, readLevels, sumResults } from "../eval/evaluate.ts";
 import { log } from "../log.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { checkGoldAnswers } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
 import { liveTensors } from "../torch/scope.ts";
-import type { Metrics, Prompt, Sample } from "../types.ts";
+import type { Metrics, Sample } from "../types.ts";
 import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
   checkpointFiles,
@@ -29,12 +30,13 @@ import { AdamW } from "./optimizer.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
 import { totalSteps } from "./schedule.ts";
 import type { TrainHooks } from "./training-loop.ts";
+import { placesOf, type StepPrompts } from "./whole-batch.ts";
 
 /** Knobs that may differ between the sessions of a run without making it another run. */
 const FREE_KNOBS = [
   /^(device|threads|runDir)$/,
   /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
-  /^(eval|rendered|tinyModel)\./,
+  /^(eval|rendered|tinyModel|distributed)\./,
   /^trainer\.(saveEvery|saveFinal|keepLast|evalEvery|evalLimit|logCompletions)$/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
@@ -43,6 +45,7 @@ const FREE_KNOBS = [
 /** An open training run. */
 export interface Session extends Pipeline {
   config: Config;
+  ranks: Ranks; // that make the run together
   stage: TrainState["stage"];
   folder: RunFolder;
   model: Qwen2VL;
@@ -60,6 +63,7 @@ export interface Session extends Pipeline {
 
 /** Opens a new run, or with `hooks.resume` the newest checkpoint of the one in config.runDir. */
 export async function openSession(config: Config, hooks: TrainHooks, stage: TrainState["stage"]): Promise<Session> {
+  const { ranks = ALONE } = hooks;
   applyDevice(config);
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
   const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
@@ -69,6 +73,11 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     if (path === undefined && (name === "accuracy" || name === "math"))
       checkGoldAnswers(samples, "data.train", { firstLetter: config.compat.firstLetterReward, reward: name });
   }
+  ranks.requireSame({
+    knobs: sharedKnobs(config),
+    checkpoint: checkpoint === undefined ? null : path.basename(checkpoint),
+    records: recordsFingerprint(samples),
+  });
   const levels = config.trainer.evalEvery > 0 ? await readLevels(config, bad) : {};
   const opened: Disposable[] = [];
   const own = <T extends Disposable>(item: T): T => {
@@ -78,6 +87,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   try {
     const session = {
       config,
+      ranks,
       stage,
       samples,
       levels,
@@ -87,10 +97,12 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
       bad,
     };
     const replace = { overwrite: hooks.overwrite ?? false };
-    const folder = own(new RunFolder(config, hooks.resume ? { resumeAt: state?.step ?? -1 } : replace));
+    const first = hooks.resume ? { resumeAt: state?.step ?? -1 } : replace;
+    const folder = own(new RunFolder(config, ranks.isFirst ? first : { follower: ranks.rank }));
     announce(session, hooks, checkpoint, state);
     const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
     const startWeights = state?.start ?? fingerprint(model.parameters);
+    ranks.requireSame({ weights: fingerprint(model.parameters) });
     const optimizer = own(new AdamW(trainable(model, config), config.optimizer, config.seed));
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
@@ -145,23 +157,38 @@ export function openReference({ config, model, firstStep, startWeights }: Sessio
 }
 
 /**
- * The prompts of one step, and a start on those of the next ones. A sample that cannot be used is counted and left out: the step goes on
- * with fewer questions.
+ * This rank's prompts of one step, and a start on those of the next ones. A sample that cannot be used is counted and left out: the step goes
+ * on with fewer questions.
  */
-export async function loadPrompts(session: Session, step: number): Promise<Prompt[]> {
-  const { config, loader, samples } = session;
+export async function loadPrompts(session: Session, step: number): Promise<StepPrompts> {
+  const { config, loader, samples, ranks, bad } = session;
   const { questionsPerStep } = config.trainer;
-  const samplesOf = (at: number) =>
-    sampleIndices(samples.length, at, questionsPerStep, config.seed).map((index) => samples[index] as Sample);
+  const samplesOf = (at: number) => {
+    const indices = sampleIndices(samples.length, at, questionsPerStep, config.seed);
+    return placesOf(ranks, indices.length).map((place) => ({
+      place,
+      sample: samples[indices[place] as number] as Sample,
+    }));
+  };
   const last = Math.min(step + config.data.prefetch, session.steps - 1);
-  loader.prefetch(Array.from({ length: last - step + 1 }, (_, ahead) => samplesOf(step + ahead)).flat());
-  const prompts: Prompt[] = [];
-  for (const sample of samplesOf(step)) {
+  const ahead = Array.from({ length: last - step + 1 }, (_, i) => samplesOf(step + i)).flat();
+  loader.prefetch(ahead.map(({ sample }) => sample));
+  const loaded: StepPrompts = { prompts: [], places: [], total: 0 };
+  let skipped = 0;
+  for (const { place, sample } of samplesOf(step)) {
     const prompt = await loader.load(sample);
-    if (prompt === null) session.badSamples++;
-    else prompts.push(prompt);
+    if (prompt === null) skipped++;
+    else {
+      loaded.prompts.push(prompt);
+      loaded.places.push(place);
+    }
   }
-  return prompts;
+  for (const one of ranks.gather({ count: loaded.prompts.length, skipped, bad: bad.known })) {
+    loaded.total += one.count;
+    session.badSamples += one.skipped;
+    if (ranks.world > 1) bad.learn(one.bad);
+  }
+  return loaded;
 }
 
 export async function evaluateSession(
@@ -169,17 +196,21 @@ export async function evaluateSession(
   hooks: TrainHooks,
   stopped: () => boolean,
 ): Promise<Metrics | null> {
-  const results = await evaluateLevels(session.levels, session, {
+  const { ranks } = session;
+  const share = await evaluateLevels(session.levels, session, {
     limit: session.config.trainer.evalLimit,
     stopped,
+    ...(ranks.world > 1 && { shard: { k: ranks.rank + 1, of: ranks.world } }),
     ...(hooks.onEvalProgress && { onProgress: hooks.onEvalProgress }),
   });
-  return results && evalMetrics(results);
+  const shares = ranks.gather(share);
+  return shares.every((one) => one !== null) ? evalMetrics(sumResults(shares)) : null;
 }
 
 /** Begins the checkpoint of a step; resolves when training may go on, with `last` when it is complete. */
 export async function saveSession(session: Session, step: number, last: boolean): Promise<void> {
-  const { config, stage, model, optimizer, samples, badSamples, bad, startWeights } = session;
+  const { config, stage, model, optimizer, samples, badSamples, bad, startWeights, ranks } = session;
+  if (!ranks.isFirst) return;
   const { torch } = versions();
   const state: TrainState = {
     stage,
@@ -197,9 +228,9 @@ export async function saveSession(session: Session, step: number, last: boolean)
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */
-export function exportSession({ config, folder, model }: Session): string {
+export function exportSession({ config, folder, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
-  replaceFolder(final, (temporary) => model.save(temporary, { copyFrom: config.model.path }));
+  if (ranks.isFirst) replaceFolder(final, (temporary) => model.save(temporary, { copyFrom: config.model.path }));
   return final;
 }
 
@@ -236,6 +267,11 @@ function trainable(model: Qwen2VL, config: Config) {
   return config.model.freezeVision
     ? model.parameters.filter(({ name }) => !name.startsWith("visual."))
     : model.parameters;
+}
+
+/** The knobs that all ranks of a job have alike. */
+function sharedKnobs(config: Config): Record<string, string> {
+  return Object.fromEntries([...leaves(config)].filter(([knob]) => !FREE_KNOBS.some((free) => free.test(knob))));
 }
 
 /** `optimizer.learningRate: 0.001 -> 0.002` for every knob in which two configs differ, free ones left out. */

@@ -52,22 +52,23 @@ interface SftRecord {
 /** One step: from the records that (seed, step) names to the updated policy. */
 async function sftStep(run: SftRun, step: number): Promise<Metrics> {
   const watch = new StopWatch(synchronize);
-  const prompts = await watch.time("data", () => loadPrompts(run, step)); // P records
-  if (prompts.length === 0) return { "data/records": 0, "data/bad_samples": run.badSamples };
+  const { prompts, total } = await watch.time("data", () => loadPrompts(run, step)); // P records, this rank's
+  if (total === 0) return { "data/records": 0, "data/bad_samples": run.badSamples };
   if (questionsRecur(run)) run.features?.know(prompts);
 
   const records = prompts.map((prompt): SftRecord => {
     return { prompt, completions: [responseIds(prompt.sample, run.processor.tokenizer)] };
   });
   const packs = splitByTokens(records, recordTokens, run.config.trainer.tokensPerPack);
-  const tokens = records.reduce((total, { completions }) => total + completions[0].length, 0); // T
+  const tokens = run.ranks.sum(records.reduce((sum, { completions }) => sum + completions[0].length, 0)); // T, of all ranks
   const update = await watch.time("update", () => updatePolicy(run, step, packs, tokens));
   return {
     ...update,
-    "data/records": prompts.length,
+    "data/records": total,
     "data/response_tokens": tokens,
     "data/bad_samples": run.badSamples,
-    "data/tokens_per_s": records.reduce((total, record) => total + recordTokens(record), 0) / watch.seconds("update"),
+    "data/tokens_per_s":
+      run.ranks.sum(records.reduce((sum, record) => sum + recordTokens(record), 0)) / watch.seconds("update"),
     ...watch.metrics(),
     ...memoryMetrics(),
   };
@@ -92,7 +93,7 @@ export function responseIds(sample: Sample, tokenizer: Pick<Tokenizer, "encode" 
 }
 
 /**
- * One update from the whole batch: gradients pack by pack, one global norm, one optimizer step.
+ * One update from the whole batch: gradients pack by pack, summed over the ranks, one global norm, one optimizer step.
  * @throws NumericsError before the weights are touched when the loss or the gradient is not finite.
  */
 async function updatePolicy(
@@ -118,10 +119,11 @@ async function updatePolicy(
       await nextTurn(); // lets signals, prefetching and logs have their turn
     }
     const rate = learningRate(config.optimizer, optimizer.updates, run.steps);
+    optimizer.sumGradients(run.ranks);
     stats.push(keep(optimizer.gradNorm()));
     const values = readTogether(stats); // the one wait for the device in a step
-    const mean = (column: number) =>
-      values.slice(0, -1).reduce((total, pack) => total + (pack[column] as number), 0) / tokens;
+    const packStats = run.ranks.gather(values.slice(0, -1)).flat();
+    const mean = (column: number) => packStats.reduce((sum, pack) => sum + (pack[column] as number), 0) / tokens;
     const metrics = { "loss/sft": -mean(0), "loss/entropy": mean(1), "grad/norm": values.at(-1)?.[0] as number };
     const bad = firstNonFinite(metrics);
     if (bad !== undefined) throw refuseBatch(run, step + 1, bad, packs.flat(), values);

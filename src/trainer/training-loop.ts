@@ -2,6 +2,7 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Config } from "../config/schema.ts";
+import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import type { Metrics } from "../types.ts";
 import type { Checkpointer } from "./checkpointer.ts";
@@ -23,6 +24,8 @@ export interface TrainHooks {
   resume?: boolean;
   /** Replace the run that runDir holds. */
   overwrite?: boolean;
+  /** The processes that make this run together; default: this one alone. */
+  ranks?: Ranks;
   onProgress?: (progress: Progress) => void;
   /** During an evaluation: how many of a level's questions are answered. */
   onEvalProgress?: (progress: { level: string; done: number; total: number }) => void;
@@ -68,22 +71,29 @@ export async function trainingLoop(
 ): Promise<TrainResult> {
   const { saveEvery, saveFinal, evalEvery } = config.trainer;
   const { steps, checkpoints } = training;
+  const ranks = hooks.ranks ?? ALONE;
   const stop = listenForStop();
+  /** All ranks stop after the same step, whichever was told to. All must ask. */
+  let stopping = false;
+  const agreeOnStop = () => {
+    stopping ||= ranks.any(stop.requested());
+    return stopping;
+  };
   const isEvalDue = (done: number) => evalEvery > 0 && (done % evalEvery === 0 || done === steps);
   let done = training.firstStep;
   try {
     const before = done === 0 && evalEvery > 0 ? await training.evaluate(stop.requested) : null;
     if (before !== null) folder.writeMetrics(0, before);
     const eta = new Eta();
-    while (done < steps && !stop.requested()) {
+    while (done < steps && !agreeOnStop()) {
       const metrics = await tracedStep(config, folder.dir, done + 1, () => training.runStep(done));
       done++;
       hooks.onProgress?.({ step: done, steps, metrics, etaS: eta.tick(steps - done) });
-      const evaluated = isEvalDue(done) && !stop.requested() ? await training.evaluate(stop.requested) : null;
+      const evaluated = isEvalDue(done) && !agreeOnStop() ? await training.evaluate(stop.requested) : null;
       folder.writeMetrics(done, { ...metrics, ...evaluated, ...checkpoints.takeMetrics() });
       await nextTurn(); // signals, and what became of a checkpoint, are handed over between turns of the event loop
       checkpoints.check();
-      const last = done === steps || stop.requested();
+      const last = done === steps || agreeOnStop();
       if ((last && saveFinal) || (saveEvery > 0 && done % saveEvery === 0)) {
         folder.flush();
         await training.save(done, last);

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { assignAdvantages, groupAdvantages } from "../../src/trainer/advantage.ts";
+import { assignAdvantages, groupAdvantages, uniformMetrics } from "../../src/trainer/advantage.ts";
 import { fakeGroup } from "./fakes.ts";
 
 // Closed forms for G = 8, ddof 1, eps 1e-4: k right answers out of eight.
@@ -34,7 +34,8 @@ test("advantages of a group sum to 0 and do not depend on the rewards' offset", 
 
 test("fills every group and counts the uniform ones", () => {
   const groups = [fakeGroup([1, 0]), fakeGroup([1, 1]), fakeGroup([0, 0]), fakeGroup([0, 1])];
-  expect(assignAdvantages(groups, 1e-4)).toEqual({ "reward/zero_std_frac": 0.5 });
+  assignAdvantages(groups, 1e-4);
+  expect(uniformMetrics(groups)).toEqual({ "reward/zero_std_frac": 0.5 });
   expect(groups[0]?.advantages[0]).toBeCloseTo(Math.SQRT1_2 / (1 + 1e-4 * Math.SQRT2), 9);
   expect(groups[1]?.advantages).toEqual([0, 0]);
 });

@@ -82,7 +82,7 @@ function gradNorm({ model, optimizer }: Session, prompts: Prompt[], labels: Int3
 test("loss and gradient of the first step are those of a plain cross entropy over the response tokens, however they are packed", async () => {
   const config = tinyConfig(world, "plain", { trainer: { questionsPerStep: 5, steps: 1 } });
   const session = await openSession(config, {}, "sft");
-  const prompts = await loadPrompts(session, 0);
+  const { prompts } = await loadPrompts(session, 0);
   const labels = prompts.map(({ sample }) => responseIds(sample, session.processor.tokenizer));
   const expected = plainCrossEntropy(session.model, prompts, labels);
   const norm = gradNorm(session, prompts, labels);

@@ -1,0 +1,33 @@
+/** One step's batch over all ranks: which questions are whose, and what all ranks know of the others' share. */
+
+import type { Ranks } from "../distributed/ranks.ts";
+import type { Prompt, RolloutGroup } from "../types.ts";
+
+/** Places in a step's list of `count` questions that a rank asks: every world-th one. */
+export function placesOf({ rank, world }: Pick<Ranks, "rank" | "world">, count: number): number[] {
+  return Array.from({ length: count }, (_, place) => place).filter((place) => place % world === rank);
+}
+
+/** This rank's share of a step's questions; those that could not be used are left out. */
+export interface StepPrompts {
+  prompts: Prompt[];
+  places: number[]; // of each prompt in the step's list
+  total: number; // prompts of all ranks
+}
+
+/** The items of all ranks in the order of the step's list, whoever holds which: the order in which one rank alone would have them. */
+export function gatherInOrder<T>(ranks: Ranks, places: readonly number[], items: readonly T[]): T[] {
+  if (ranks.world === 1) return [...items];
+  return ranks
+    .gather(items.map((item, i) => ({ item, place: places[i] as number })))
+    .flat()
+    .sort((a, b) => a.place - b.place)
+    .map(({ item }) => item);
+}
+
+/** The groups of all ranks as advantages, weights and metrics need them: without pictures and videos. */
+export function gatherGroups(ranks: Ranks, places: readonly number[], groups: readonly RolloutGroup[]): RolloutGroup[] {
+  if (ranks.world === 1) return [...groups];
+  const light = groups.map((group) => ({ ...group, prompt: { ...group.prompt, images: [], videos: [] } }));
+  return gatherInOrder(ranks, places, light);
+}

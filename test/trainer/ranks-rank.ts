@@ -1,0 +1,21 @@
+/** One rank of ranks.test.ts: the training run that the JSON file of the first argument describes. */
+
+import { readFileSync } from "node:fs";
+import type { Config } from "../../src/config/schema.ts";
+import { readPlace } from "../../src/distributed/environment.ts";
+import { ALONE, joinRanks } from "../../src/distributed/ranks.ts";
+import { trainGrpo } from "../../src/trainer/grpo.ts";
+import { trainSft } from "../../src/trainer/sft.ts";
+
+export interface RankRun {
+  stage: "grpo" | "sft";
+  config: Config;
+  resume: boolean;
+}
+
+const { stage, config, resume }: RankRun = JSON.parse(readFileSync(process.argv[2] as string, "utf8"));
+const place = readPlace(process.env);
+const ranks = place === null ? ALONE : joinRanks(place, { nccl: false, timeoutMs: 60_000 });
+const result = await (stage === "grpo" ? trainGrpo : trainSft)(config, { resume, ranks });
+process.stdout.write(JSON.stringify(result));
+await ranks.leave();
