@@ -127,6 +127,16 @@ export class ProcessError extends GroveError {
   }
 }
 
+/** A rank of a job that failed, and took the job with it. */
+export class RankError extends GroveError {
+  /** @param step that the rank was making; undefined before the first one was made */
+  constructor(rank: number, how: string, step: number | undefined, logFile: string, output: string) {
+    const at = step === undefined ? "before its first step was made" : `in step ${step}`;
+    const message = `rank ${rank} ${how} ${at}; the other ranks were ended; its log: ${logFile}`;
+    super("RANK", `${message}${output === "" ? "" : `\n${output}`}`, { rank, how, step, logFile });
+  }
+}
+
 /** A collective operation that failed or took too long, or ranks that do not find each other or do not fit together. */
 export class CollectiveError extends GroveError {
   constructor(problem: string, details: Record<string, unknown> = {}, cause?: unknown) {

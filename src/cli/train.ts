@@ -6,10 +6,12 @@ import type { Config } from "../config/schema.ts";
 import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
 import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
+import { asRanks } from "./ranks.ts";
 
 export interface TrainFlags extends ConfigFlags {
   resume?: boolean; // no default: yargs would take it for a conflict
   overwrite?: boolean;
+  nproc?: number | undefined;
 }
 
 export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
@@ -17,6 +19,11 @@ export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
     .option("resume", {
       type: "boolean",
       describe: "Go on from the newest checkpoint in the run folder; from the start where there is none",
+    })
+    .option("nproc", {
+      type: "number",
+      requiresArg: true,
+      describe: "Processes (ranks) on this machine; default: one for each GPU on cuda, else 1",
     })
     .option("overwrite", { type: "boolean", describe: "Replace the run that the folder holds" })
     .conflicts("resume", "overwrite") as Argv<TrainFlags>;
@@ -31,18 +38,26 @@ export async function runTraining(
   const config = await configOrPlan(flags, label);
   if (config === undefined) return;
   requireData(config, "train");
-  const progress = new Progress();
-  try {
-    const result = await train(config, {
-      resume: flags.resume === true,
-      overwrite: flags.overwrite === true,
-      ...progressHooks(label, progress),
-    });
-    progress.stop();
-    process.stdout.write(`${closingLine(result)}\n`);
-  } finally {
-    progress.stop();
-  }
+  await asRanks(config, flags.nproc, async ({ ranks, config, report }) => {
+    const progress = new Progress();
+    const drawn = ranks.isFirst ? progressHooks(label, progress) : {};
+    try {
+      const result = await train(config, {
+        resume: flags.resume === true,
+        overwrite: flags.overwrite === true,
+        ranks,
+        ...drawn,
+        onProgress: (made) => {
+          report({ step: made.step });
+          drawn.onProgress?.(made);
+        },
+      });
+      progress.stop();
+      if (ranks.isFirst) process.stdout.write(`${closingLine(result)}\n`);
+    } finally {
+      progress.stop();
+    }
+  });
 }
 
 /** Hooks that draw a training run and the evaluations within it. */

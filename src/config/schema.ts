@@ -301,6 +301,14 @@ const tinyModel = z.strictObject({
   visionHeads: positive().default(2).meta({ description: "Heads of the vision tower." }),
 });
 
+const distributed = z.strictObject({
+  timeoutS: z
+    .number()
+    .positive()
+    .default(1800)
+    .meta({ description: "A rank that the others wait for so long, in seconds, has failed: the job ends." }),
+});
+
 /** The seed leaves top_k unset, and transformers' default fills in this. */
 const HIDDEN_TOP_K = 50;
 
@@ -332,6 +340,7 @@ const knobs = z.strictObject({
   trainer: trainer.prefault({}),
   optimizer: optimizer.prefault({}),
   eval: evaluation.prefault({}),
+  distributed: distributed.prefault({}),
   compat: compat.prefault({}),
   rendered: rendered.prefault({}),
   tinyModel: tinyModel.prefault({}),

@@ -1,0 +1,104 @@
+/** How a command becomes the ranks of a job: whether it starts them, is one of them, or is alone. */
+
+import { availableParallelism } from "node:os";
+import path from "node:path";
+import type { Config } from "../config/schema.ts";
+import { type Place, readPlace } from "../distributed/environment.ts";
+import { LAUNCHER, type Launch, launchRanks, type RankReport } from "../distributed/launcher.ts";
+import { ALONE, joinRanks, type Ranks } from "../distributed/ranks.ts";
+import { ConfigError } from "../errors.ts";
+import { log } from "../log.ts";
+
+/** A rank of a job, or a run that is alone. */
+export interface RankRun {
+  ranks: Ranks;
+  /** With what is different from rank to rank: the device, and this rank's share of the processors. */
+  config: Config;
+  /** Tells who started the rank how far it is. */
+  report: (report: RankReport) => void;
+}
+
+/**
+ * Runs `work` as the rank that this process is, or starts the ranks that are wanted here and returns when they have ended.
+ * @param nproc ranks on this machine; default: on cuda a GPU each, as far as there are questions for them
+ * @throws RankError where a rank that was started here fails; ConfigError where nproc does not fit
+ */
+export async function asRanks(
+  config: Config,
+  nproc: number | undefined,
+  work: (run: RankRun) => Promise<void>,
+): Promise<void> {
+  const place = readPlace(process.env);
+  if (place === null || isPod(place, nproc)) {
+    const count = nproc ?? (await defaultCount(config));
+    checkCount(config, count * (place?.world ?? 1), nproc);
+    if (count > 1) {
+      log.info({ ranks: count, logs: path.join(config.runDir, "ranks") }, "starting the ranks");
+      return launchRanks(launchOf(config, count, place));
+    }
+  } else if (nproc !== undefined && place.startedBy !== "grove --nproc")
+    throw new ConfigError(`--nproc ${nproc}: ${place.startedBy} has started ${place.world} ranks already`);
+  if (place === null) return work({ ranks: ALONE, config, report: () => {} });
+
+  const { deviceCount, setDevice } = await import("../torch/cuda.ts"); // only now: a launcher on the CPU needs no libtorch
+  const { endWithParent } = await import("../torch/distributed.ts");
+  const launcher = process.env[LAUNCHER];
+  if (launcher !== undefined && place.startedBy === "grove --nproc") endWithParent(Number(launcher));
+  const own = configOfRank(config, place, deviceCount());
+  const index = /^cuda:(\d+)$/.exec(own.device)?.[1];
+  if (index !== undefined) setDevice(Number(index));
+  const nccl = own.device !== "cpu";
+  const ranks = joinRanks(place, { nccl, timeoutMs: config.distributed.timeoutS * 1000 });
+  await work({ ranks, config: own, report: (report) => process.send?.(report) });
+  await ranks.leave();
+}
+
+/** A pod of Kubeflow's that starts several ranks itself. */
+function isPod(place: Place, nproc: number | undefined): boolean {
+  return place.startedBy === "Kubeflow" && nproc !== undefined && nproc > 1;
+}
+
+async function defaultCount(config: Config): Promise<number> {
+  if (config.device !== "cuda") return 1; // the CPU, or one GPU that was named
+  const { deviceCount } = await import("../torch/cuda.ts");
+  return Math.max(1, Math.min(deviceCount(), config.trainer.questionsPerStep));
+}
+
+function checkCount({ device, trainer }: Config, world: number, nproc: number | undefined): void {
+  if (nproc === undefined) return;
+  if (!Number.isInteger(nproc) || nproc < 1) throw new ConfigError(`--nproc ${nproc}: expected a number of processes`);
+  if (nproc > 1 && /^cuda:\d+$/.test(device))
+    throw new ConfigError(`--nproc ${nproc} takes a GPU for each rank: set device to cuda, not ${device}`);
+  if (world > trainer.questionsPerStep)
+    throw new ConfigError(
+      `${world} ranks, but trainer.questionsPerStep is ${trainer.questionsPerStep}: some would have nothing to do`,
+    );
+}
+
+function launchOf(config: Config, count: number, pod: Place | null): Launch {
+  const launch = {
+    program: process.execPath,
+    args: [...process.execArgv, ...process.argv.slice(1)],
+    count,
+    folder: path.join(config.runDir, "ranks"),
+  };
+  if (pod === null) return launch;
+  const { world, rank, address, port } = pod;
+  return { ...launch, nodes: { count: world, index: rank, address, port } };
+}
+
+/**
+ * The config as a rank runs it: its own GPU, its share of the processors for threads that are not set and for media workers.
+ * @throws ConfigError where the machine has fewer GPUs than ranks, unless each rank sees just its own
+ */
+export function configOfRank(config: Config, { localRank, localWorld }: Place, gpus: number): Config {
+  const share = (all: number) => Math.max(1, Math.floor(all / localWorld));
+  const own = { ...config, data: { ...config.data, workers: share(config.data.workers) } };
+  if (config.threads === 0) own.threads = share(availableParallelism());
+  if (config.device === "cpu") return own;
+  if (config.device !== "cuda")
+    throw new ConfigError(`device is ${config.device}: the ranks of a job take a GPU each, set device to cuda`);
+  if (gpus > 1 && localWorld > gpus)
+    throw new ConfigError(`${localWorld} ranks on this machine, but ${gpus} GPUs are visible`);
+  return { ...own, device: `cuda:${gpus > 1 ? localRank : 0}` };
+}

@@ -1,0 +1,140 @@
+/** `grove grpo --nproc`: a whole job from the command line. */
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { stringify } from "yaml";
+import { readMetrics } from "../../src/trainer/run-folder.ts";
+import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "../trainer/tiny-run.ts";
+
+const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+
+let world: TinyWorld;
+beforeAll(async () => {
+  world = await makeTinyWorld();
+});
+afterAll(() => rmSync(world.folder, { recursive: true }));
+
+/** A job in `<world>/<name>`, its run folder, and what it prints. */
+function job(name: string, steps: number, flags: readonly string[], env: NodeJS.ProcessEnv = {}) {
+  const config = tinyConfig(world, name, { trainer: { questionsPerStep: 4, steps, saveEvery: 1, keepLast: 3 } });
+  const file = path.join(world.folder, `${name}.yaml`);
+  writeFileSync(file, stringify(config));
+  const child = spawn(process.execPath, ["--import", "tsx", MAIN, "grpo", "--config", file, ...flags], {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, ...env },
+  });
+  const said = { stdout: "", stderr: "" };
+  child.stdout.on("data", (data) => {
+    said.stdout += data;
+  });
+  child.stderr.on("data", (data) => {
+    said.stderr += data;
+  });
+  const ended = new Promise<{ status: number | null; stdout: string; stderr: string }>((resolve) => {
+    child.once("close", (status) => resolve({ status, ...said }));
+  });
+  return { child, ended, runDir: config.runDir };
+}
+
+const linesOf = (runDir: string) => {
+  const file = path.join(runDir, "metrics.jsonl");
+  return existsSync(file) ? readMetrics(file) : [];
+};
+async function untilStep(runDir: string, step: number): Promise<void> {
+  while ((linesOf(runDir).at(-1)?.step ?? 0) < step) await sleep(20);
+}
+/** Process ids of the ranks of a launcher, by rank. */
+function rankPids({ pid }: ChildProcess): Map<number, number> {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
+  const placed = children.flatMap((child): [number, number][] => {
+    const rank = /\0GROVE_RANK=(\d+)\0/.exec(readFileSync(`/proc/${child}/environ`, "utf8"))?.[1];
+    return rank === undefined ? [] : [[Number(rank), child]];
+  });
+  return new Map(placed);
+}
+function isAlive(pid: number): boolean {
+  return existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+}
+
+test("--nproc 2 makes the run that one process makes, and speaks once", async () => {
+  const [one, two] = [job("alone", 2, []), job("together", 2, ["--nproc", "2"])];
+  expect(await one.ended).toMatchObject({ status: 0 });
+  const { status, stdout, stderr } = await two.ended;
+  expect(stderr).not.toContain("error");
+  expect(status).toBe(0);
+  expect(stdout).toBe(`2 steps made; the trained model is in ${two.runDir}/final\n`);
+  const [a, b] = [one, two].map(({ runDir }) => linesOf(runDir).map(deterministic));
+  expect(b?.length).toBe(2);
+  for (const [i, line] of a?.entries() ?? [])
+    expect(b?.[i]?.["loss/total"]).toBeCloseTo(line["loss/total"] as number, 6);
+  expect(readdirSync(path.join(two.runDir, "ranks")).sort()).toEqual(["rank-0.log", "rank-1.jsonl", "rank-1.log"]);
+});
+
+test("SIGKILL of any rank ends the job within seconds, naming it; the newest checkpoint is whole and the run goes on from it", async () => {
+  for (const victim of [1, 0]) {
+    const name = `killed-${victim}`;
+    const { child, ended, runDir } = job(name, 500, ["--nproc", "2"]);
+    await untilStep(runDir, 2);
+    const pids = rankPids(child);
+    process.kill(pids.get(victim) as number, "SIGKILL");
+    const start = performance.now();
+    const { status, stderr } = await ended;
+    expect(performance.now() - start).toBeLessThan(20_000);
+    expect(status).toBe(1);
+    const log = path.join(runDir, `ranks/rank-${victim}.log`);
+    expect(stderr).toMatch(
+      new RegExp(
+        `error \\[RANK\\] rank ${victim} was ended by SIGKILL in step \\d+; the other ranks were ended; its log: `,
+      ),
+    );
+    expect(stderr).toContain(log);
+    for (const pid of pids.values()) expect(isAlive(pid)).toBe(false);
+    const made = linesOf(runDir).at(-1)?.step as number;
+    const resumed = job(name, made + 1, ["--resume", "--nproc", "2"]);
+    expect(await resumed.ended).toMatchObject({ status: 0 });
+    expect(linesOf(runDir).map(({ step }) => step)).toEqual(Array.from({ length: made + 1 }, (_, i) => i + 1));
+  }
+});
+
+test("SIGTERM: all ranks finish the same step, and the run is saved", async () => {
+  const { child, ended, runDir } = job("stopped", 500, ["--nproc", "2"]);
+  await untilStep(runDir, 1);
+  child.kill("SIGTERM");
+  const { status, stdout } = await ended;
+  expect(status).toBe(0);
+  const made = linesOf(runDir).at(-1)?.step as number;
+  expect(stdout).toBe(`stopped after step ${made}; the same command with --resume goes on from ${runDir}\n`);
+  expect(existsSync(path.join(runDir, `checkpoint-${made}`, "manifest.json"))).toBe(true);
+});
+
+test("ranks do not outlive a launcher that is killed", async () => {
+  const { child, ended, runDir } = job("orphans", 500, ["--nproc", "2"]);
+  await untilStep(runDir, 1);
+  const pids = rankPids(child);
+  child.kill("SIGKILL");
+  await ended;
+  for (let waited = 0; waited < 100 && [...pids.values()].some(isAlive); waited++) await sleep(50);
+  for (const pid of pids.values()) expect(isAlive(pid)).toBe(false);
+});
+
+test.each([
+  [["--nproc", "5"], {}, /5 ranks, but trainer\.questionsPerStep is 4/],
+  [["--nproc", "0"], {}, /--nproc 0: expected a number of processes/],
+  [["--nproc", "2", "--device", "cuda:1"], {}, /set device to cuda, not cuda:1/],
+  [[], { RANK: "0" }, /WORLD_SIZE is missing/],
+  [
+    ["--nproc", "2"],
+    { RANK: "0", WORLD_SIZE: "2", LOCAL_RANK: "0", LOCAL_WORLD_SIZE: "2", MASTER_ADDR: "localhost", MASTER_PORT: "9" },
+    /--nproc 2: torchrun has started 2 ranks already/,
+  ],
+])("what does not fit is refused before anything starts: %j", async (flags, env, message) => {
+  const { ended, runDir } = job("refused", 1, flags, env);
+  const { status, stderr } = await ended;
+  expect(status).toBe(1);
+  expect(stderr).toMatch(message);
+  expect(readdirSync(runDir)).toEqual([]);
+});
