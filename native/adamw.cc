@@ -7,7 +7,9 @@
 // Loshchilov and Hutter, arXiv:1711.05101, with decoupled decay as in torch.optim.AdamW. Where norm is not finite nothing is changed.
 //
 //   params [S]                the weights, all float32 or all bfloat16, contiguous, each a tensor of its own
-//   starts [S]                where parameter i begins in the flat buffers: ascending, multiples of 256; the gaps behind parameters hold 0
+//   starts [S]                where parameter i begins in the flat buffers: ascending, multiples of 256; the gaps behind parameters hold 0.
+//                             Where the buffers are a rank's part of longer ones, the first parameter may begin before them (a negative
+//                             start) and the last one end behind them: only elements inside are updated
 //   keys [2 S]                words of the key of parameter i's random numbers (adamw_element.h)
 //   decays [S]                whether weight_decay counts for it
 //   grad [N]                  flat, of the weights' dtype; N, like n below, a multiple of 256
@@ -68,13 +70,14 @@ void checkParameters(const Update& u) {
               "adamw_: expected dtype float32 or bfloat16 of params, got ", dtype);
   for (size_t i = 0; i < count; i++) {
     const Tensor& param = u.params[i];
-    const int64_t end = i + 1 < count ? u.starts[i + 1] : u.grad.numel();
+    const int64_t end = i + 1 < count ? u.starts[i + 1] : INT64_MAX;
     TORCH_CHECK(param.scalar_type() == dtype && param.device() == u.grad.device() && param.is_contiguous(),
                 "adamw_: params must be contiguous, of one dtype and on one device; parameter ", i, " is not");
-    TORCH_CHECK(u.starts[i] >= 0 && u.starts[i] % kBlock == 0 && u.starts[i] + param.numel() <= end,
-                "adamw_: size mismatch: parameter ", i, " of ", param.numel(), " elements does not lie in [", u.starts[i], ", ", end, ")");
+    TORCH_CHECK(u.starts[i] % kBlock == 0 && u.starts[i] + param.numel() <= end && u.starts[i] < u.grad.numel(),
+                "adamw_: size mismatch: parameter ", i, " of ", param.numel(), " elements does not lie in [", u.starts[i], ", ", end,
+                ") of the buffers' ", u.grad.numel());
   }
-  TORCH_CHECK(u.starts[0] == 0, "adamw_: expected the first parameter at 0");
+  TORCH_CHECK(u.starts[0] <= 0, "adamw_: expected the first parameter at 0 or before");
 }
 
 void checkArguments(const Update& u) {

@@ -5,7 +5,7 @@ import path from "node:path";
 import type { Config } from "../config/schema.ts";
 import { type Place, readPlace } from "../distributed/environment.ts";
 import { LAUNCHER, type Launch, launchRanks, type RankReport } from "../distributed/launcher.ts";
-import { ALONE, joinRanks, type Ranks } from "../distributed/ranks.ts";
+import type { Ranks } from "../distributed/ranks.ts";
 import { ConfigError } from "../errors.ts";
 import { log } from "../log.ts";
 
@@ -38,9 +38,10 @@ export async function asRanks(
     }
   } else if (nproc !== undefined && place.startedBy !== "grove --nproc")
     throw new ConfigError(`--nproc ${nproc}: ${place.startedBy} has started ${place.world} ranks already`);
+  const { ALONE, joinRanks } = await import("../distributed/ranks.ts"); // only now: a launcher on the CPU needs no libtorch
   if (place === null) return work({ ranks: ALONE, config, report: () => {} });
 
-  const { deviceCount, setDevice } = await import("../torch/cuda.ts"); // only now: a launcher on the CPU needs no libtorch
+  const { deviceCount, setDevice } = await import("../torch/cuda.ts");
   const { endWithParent } = await import("../torch/distributed.ts");
   const launcher = process.env[LAUNCHER];
   if (launcher !== undefined && place.startedBy === "grove --nproc") endWithParent(Number(launcher));

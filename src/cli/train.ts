@@ -6,7 +6,6 @@ import type { Config } from "../config/schema.ts";
 import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
 import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
-import { asRanks } from "./ranks.ts";
 
 export interface TrainFlags extends ConfigFlags {
   resume?: boolean; // no default: yargs would take it for a conflict
@@ -38,6 +37,7 @@ export async function runTraining(
   const config = await configOrPlan(flags, label);
   if (config === undefined) return;
   requireData(config, "train");
+  const { asRanks } = await import("./ranks.ts"); // only now: --dry-run needs none of it
   await asRanks(config, flags.nproc, async ({ ranks, config, report }) => {
     const progress = new Progress();
     const drawn = ranks.isFirst ? progressHooks(label, progress) : {};

@@ -11,6 +11,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   writeSync,
@@ -28,6 +29,9 @@ export const FORMAT = 1;
 /** The hidden name of a checkpoint while it is written (replaceFolder); one that is still there later was never finished. */
 const HALF_WRITTEN = /^\.checkpoint-\d+\./;
 
+/** Where a rank that is not the first writes its part, before the first one moves it into the checkpoint. */
+const PART = /^\.part-(\d+)-\d+/;
+
 export interface Manifest {
   format: number;
   files: Record<string, { bytes: number; crc32: number }>;
@@ -42,30 +46,76 @@ export interface CheckpointToWrite {
   files: FileToWrite[];
   /** Complete checkpoints that stay, this one counted. */
   keepLast: number;
+  /** What other ranks have written already, on the same file system. */
+  parts?: WrittenPart[];
+}
+
+/** Files of a checkpoint that one rank of several writes. */
+export interface PartToWrite {
+  runDir: string;
+  step: number;
+  rank: number;
+  files: FileToWrite[];
+}
+
+export interface WrittenPart {
+  folder: string;
+  files: Manifest["files"];
 }
 
 /**
  * Writes a checkpoint, then removes all complete ones but the newest, and what killed processes left half-written. Returns its folder.
  * @throws CheckpointError when a file cannot be written; nothing of the checkpoint stays then.
  */
-export function writeCheckpoint({ runDir, step, files, keepLast }: CheckpointToWrite): string {
+export function writeCheckpoint({ runDir, step, files, keepLast, parts = [] }: CheckpointToWrite): string {
   const folder = path.join(runDir, `checkpoint-${step}`);
   try {
     replaceFolder(folder, (temporary) => {
-      const written = files.map((file) => [file.name, writeFile(path.join(temporary, file.name), file)] as const);
+      const written = writeFiles(temporary, files);
+      for (const part of parts) {
+        for (const name of Object.keys(part.files))
+          renameSync(path.join(part.folder, name), path.join(temporary, name));
+        written.push(...Object.entries(part.files));
+      }
       const manifest: Manifest = { format: FORMAT, files: Object.fromEntries(written.sort(byName)) };
       replaceFile(path.join(temporary, MANIFEST), JSON.stringify(manifest, null, 1));
     });
     const complete = listCheckpoints(runDir).filter(({ folder }) => isComplete(folder));
     for (const { folder: old } of complete.slice(0, -keepLast)) rmSync(old, { recursive: true });
     for (const name of readdirSync(runDir)) {
-      if (HALF_WRITTEN.test(name)) rmSync(path.join(runDir, name), { recursive: true });
+      const part = PART.exec(name)?.[1]; // later ones may be on their way
+      if (HALF_WRITTEN.test(name) || (part !== undefined && Number(part) <= step))
+        rmSync(path.join(runDir, name), { recursive: true });
     }
   } catch (error) {
-    if (!(error instanceof Error && "syscall" in error && "code" in error)) throw error;
-    throw new CheckpointError(folder, `could not be written: ${error.message}`, { code: error.code }, error);
+    for (const part of parts) rmSync(part.folder, { recursive: true, force: true });
+    throw asCheckpointError(folder, error);
   }
   return folder;
+}
+
+/** Writes a rank's part of a checkpoint to a place of its own. @throws CheckpointError when a file cannot be written */
+export function writePart({ runDir, step, rank, files }: PartToWrite): WrittenPart {
+  const folder = path.join(runDir, `.part-${step}-${rank}`);
+  try {
+    let written: WrittenPart["files"] = {};
+    replaceFolder(folder, (temporary) => {
+      written = Object.fromEntries(writeFiles(temporary, files));
+    });
+    return { folder, files: written };
+  } catch (error) {
+    throw asCheckpointError(folder, error);
+  }
+}
+
+function writeFiles(folder: string, files: readonly FileToWrite[]): [name: string, Manifest["files"][string]][] {
+  return files.map((file) => [file.name, writeFile(path.join(folder, file.name), file)]);
+}
+
+/** What the operating system refuses, as an error of the checkpoint; anything else as it is. */
+function asCheckpointError(folder: string, error: unknown): unknown {
+  if (!(error instanceof Error && "syscall" in error && "code" in error)) return error;
+  return new CheckpointError(folder, `could not be written: ${error.message}`, { code: error.code }, error);
 }
 
 /** The newest checkpoint of a run that is complete (its manifest and every file of it, by size), or undefined. */

@@ -2,22 +2,29 @@
 
 import { parentPort } from "node:worker_threads";
 import { CheckpointError } from "../errors.ts";
-import { type CheckpointToWrite, writeCheckpoint } from "./checkpoint-folder.ts";
+import {
+  type CheckpointToWrite,
+  type PartToWrite,
+  type WrittenPart,
+  writeCheckpoint,
+  writePart,
+} from "./checkpoint-folder.ts";
 
 /** A failure as plain data: classes do not cross threads. */
 export type CheckpointReply =
   | { folder: string; seconds: number }
+  | { part: WrittenPart; seconds: number }
   | { failure: { path: string; problem: string; details: Record<string, unknown> } };
 
-parentPort?.on("message", (checkpoint: CheckpointToWrite) => {
+parentPort?.on("message", (checkpoint: CheckpointToWrite | PartToWrite) => {
   parentPort?.postMessage(write(checkpoint));
 });
 
-function write(checkpoint: CheckpointToWrite): CheckpointReply {
+function write(checkpoint: CheckpointToWrite | PartToWrite): CheckpointReply {
   const start = performance.now();
   try {
-    const folder = writeCheckpoint(checkpoint);
-    return { folder, seconds: (performance.now() - start) / 1000 };
+    const written = "rank" in checkpoint ? { part: writePart(checkpoint) } : { folder: writeCheckpoint(checkpoint) };
+    return { ...written, seconds: (performance.now() - start) / 1000 };
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error;
     const path = String(error.details.path);

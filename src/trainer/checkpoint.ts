@@ -1,7 +1,8 @@
 /**
  * Checkpoints: `<runDir>/checkpoint-<step>/` holds all that a run needs to go on as if it had never stopped.
  *   model/                  the policy as a Hugging Face folder, usable on its own
- *   optimizer.safetensors   AdamW's moments and, for bfloat16 weights, the 16 low bits of the float32 master
+ *   optimizer.safetensors   AdamW's moments and, for bfloat16 weights, the 16 low bits of the float32 master; of a job of several ranks
+ *                           optimizer-<n>-of-<ranks>.safetensors, each rank's part (saved-state.ts); any number of ranks goes on from either
  *   state.json              step, updates, counters, the resolved config, versions, a fingerprint of the weights the run started from
  *   manifest.json           bytes and CRC-32 of every file above; written last
  * The data order and every random draw are functions of (seed, step), so the step is their whole state. The reference policy is the model
@@ -14,18 +15,19 @@ import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import type { Config } from "../config/schema.ts";
+import type { Ranks } from "../distributed/ranks.ts";
 import { CheckpointError } from "../errors.ts";
 import type { Parameter } from "../model/parameter.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
-import { SafetensorsFile, safetensorsHeader, type TensorEntry } from "../model/safetensors.ts";
+import { safetensorsHeader, type TensorEntry } from "../model/safetensors.ts";
 import { cat, reshape, slice, to } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
 import type { Sample } from "../types.ts";
 import { FORMAT, readManifest } from "./checkpoint-folder.ts";
 import type { AdamW } from "./optimizer.ts";
+import { SavedState, savedName, stateFile } from "./saved-state.ts";
 
 const STATE = "state.json";
-const OPTIMIZER = "optimizer.safetensors";
 
 export interface TrainState {
   stage: "grpo" | "sft";
@@ -51,22 +53,28 @@ export type CheckpointFile =
   | { name: string; copyOf: string }
   | { name: string; head: Uint8Array; tensors: readonly TensorEntry[] };
 
-/** All files of a checkpoint but its manifest. `copyFrom` is a folder whose tokenizer and processor files go along with the model. */
+/**
+ * All files of a checkpoint that a rank writes: its part of the optimizer's state, and rank 0 all else but the manifest. `copyFrom` is a folder
+ * whose tokenizer and processor files go along with the model.
+ */
 export function checkpointFiles(
   state: TrainState,
   model: Qwen2VL,
   optimizer: AdamW,
-  options: { copyFrom: string },
+  options: { copyFrom: string; ranks: Pick<Ranks, "rank" | "world"> },
 ): CheckpointFile[] {
-  const { weights, texts, copies } = model.folderContent(options);
-  const moments = optimizer.state().map(({ name, tensor }): TensorEntry => {
-    return { name, dtype: tensor.dtype, shape: tensor.shape, read: () => tensor };
+  const moments = optimizer.state().map((entry): TensorEntry => {
+    const { tensor } = entry;
+    return { name: savedName(entry), dtype: tensor.dtype, shape: tensor.shape, read: () => tensor };
   });
+  const own = tensorFile(stateFile(options.ranks), moments);
+  if (options.ranks.rank > 0) return [own];
+  const { weights, texts, copies } = model.folderContent({ copyFrom: options.copyFrom });
   return [
     ...weights.map(({ name, tensors }) => tensorFile(`model/${name}`, tensors)),
     ...texts.map(({ name, text }) => ({ name: `model/${name}`, bytes: Buffer.from(text) })),
     ...copies.map(({ name, from }) => ({ name: `model/${name}`, copyOf: from })),
-    tensorFile(OPTIMIZER, moments),
+    own,
     { name: STATE, bytes: Buffer.from(JSON.stringify(state, null, 1)) },
   ];
 }
@@ -109,10 +117,8 @@ export function modelFolder(checkpoint: string): string {
 
 /** Gives the optimizer the state that a checkpoint holds. */
 export function restoreOptimizer(checkpoint: string, state: TrainState, optimizer: AdamW): void {
-  const source = path.join(checkpoint, OPTIMIZER);
-  using file = new SafetensorsFile(source);
-  const names = new Set(file.names());
-  optimizer.restore(state.updates, (name) => (names.has(name) ? file.tensor(name) : undefined), source);
+  using saved = new SavedState(checkpoint);
+  optimizer.restore(state.updates, (entry) => saved.read(entry), checkpoint);
 }
 
 /**

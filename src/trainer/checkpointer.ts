@@ -2,43 +2,50 @@
  * Saving while training goes on: a checkpoint's tensors are copied into host memory (snapshot.ts), and a thread writes it from there
  * (checkpoint-thread.ts) while the next steps are made. One is in flight at a time. Where the host has no room for a snapshot, and for the
  * last checkpoint of a session, which no step follows, the files are written from the tensors themselves; the bytes are the same.
+ *
+ * Of several ranks each writes its files; rank 0 waits until all have, moves them into the checkpoint and gives it its name.
  */
 
+import path from "node:path";
+import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import { tensorBytes } from "../model/safetensors.ts";
 import { scope } from "../torch/scope.ts";
 import type { Metrics } from "../types.ts";
 import type { CheckpointFile } from "./checkpoint.ts";
-import { type CheckpointToWrite, type FileToWrite, writeCheckpoint } from "./checkpoint-folder.ts";
+import { type FileToWrite, writeCheckpoint, writePart } from "./checkpoint-folder.ts";
+import { announceFailure, announcePart, collectParts } from "./checkpoint-parts.ts";
 import { CheckpointThread } from "./checkpoint-thread.ts";
 import { Snapshot } from "./snapshot.ts";
 
 export class Checkpointer {
   readonly #runDir: string;
   readonly #keepLast: number;
+  readonly #ranks: Ranks;
   readonly #snapshot: Snapshot;
   readonly #thread = new CheckpointThread();
   #inFlight: Promise<void> = Promise.resolve(); // never rejects
   #failure: { error: unknown } | null = null;
   #metrics: Metrics = {};
 
-  constructor(runDir: string, options: { keepLast: number; snapshot?: Snapshot }) {
+  constructor(runDir: string, options: { keepLast: number; snapshot?: Snapshot; ranks?: Ranks }) {
     this.#runDir = runDir;
     this.#keepLast = options.keepLast;
+    this.#ranks = options.ranks ?? ALONE;
     this.#snapshot = options.snapshot ?? new Snapshot();
   }
 
   /**
-   * Begins the checkpoint of a step, with the tensors as they are now; resolves when training may go on. With `last` it is complete then.
+   * Begins the checkpoint of a step, with the tensors as they are now; resolves when training may go on. With `last` it is complete then,
+   * as far as it is this rank's. `files` are those that this rank has to write.
    * @throws CheckpointError what this one, or the one before it, failed with
    */
   async save(step: number, files: readonly CheckpointFile[], options: { last?: boolean } = {}): Promise<void> {
     const start = performance.now();
     await this.saved();
     const staged = options.last ? null : this.#snapshot.take(files);
-    const checkpoint = { runDir: this.#runDir, step, files: staged ?? files.map(inPlace), keepLast: this.#keepLast };
-    if (staged !== null) this.#inFlight = this.#write(checkpoint);
-    else announce(writeCheckpoint(checkpoint), secondsSince(start));
+    if (staged !== null) this.#inFlight = this.#writeBeside(step, staged);
+    else await this.#writeNow(step, files.map(inPlace), start);
     this.#metrics["time/checkpoint_s"] = secondsSince(start);
   }
 
@@ -75,15 +82,43 @@ export class Checkpointer {
     this.#snapshot[Symbol.dispose]();
   }
 
-  async #write(checkpoint: CheckpointToWrite): Promise<void> {
+  async #writeBeside(step: number, files: FileToWrite[]): Promise<void> {
+    const { rank } = this.#ranks;
     try {
       await this.#snapshot.taken();
-      const { folder, seconds } = await this.#thread.write(checkpoint);
+      if (rank > 0) {
+        const { part, seconds } = await this.#thread.writePart({ runDir: this.#runDir, step, rank, files });
+        this.#metrics["time/checkpoint_write_s"] = seconds;
+        announcePart(this.#ranks, step, part);
+        return;
+      }
+      const { folder, seconds } = await this.#thread.write(await this.#whole(step, files));
       this.#metrics["time/checkpoint_write_s"] = seconds;
       announce(folder, seconds);
     } catch (error) {
       this.#failure = { error };
+      if (rank > 0) announceFailure(this.#ranks, step, error);
     }
+  }
+
+  async #writeNow(step: number, files: FileToWrite[], start: number): Promise<void> {
+    const { rank } = this.#ranks;
+    if (rank === 0) {
+      announce(writeCheckpoint(await this.#whole(step, files)), secondsSince(start));
+      return;
+    }
+    try {
+      announcePart(this.#ranks, step, writePart({ runDir: this.#runDir, step, rank, files }));
+    } catch (error) {
+      announceFailure(this.#ranks, step, error);
+      throw error;
+    }
+  }
+
+  /** Rank 0's files and, when they are written, those of the others. */
+  async #whole(step: number, files: FileToWrite[]) {
+    const parts = await collectParts(this.#ranks, step, path.join(this.#runDir, `checkpoint-${step}`));
+    return { runDir: this.#runDir, step, files, keepLast: this.#keepLast, parts };
   }
 }
 

@@ -8,15 +8,19 @@ export const BLOCK = 256;
 /** Elements of the moments that pass through the device together, where they are kept on the host; a multiple of BLOCK. */
 export const STAGE_ELEMENTS = 2 ** 25;
 
-/** Where tensors of these element counts lie in one flat buffer, and how many elements the buffer has. */
-export function flatLayout(counts: readonly number[]): { starts: number[]; size: number } {
+/**
+ * Where tensors of these element counts lie in one flat buffer, and how many elements the buffer has: a multiple of BLOCK for each of `shares`
+ * equal parts.
+ */
+export function flatLayout(counts: readonly number[], shares = 1): { starts: number[]; size: number } {
   let size = 0;
   const starts = counts.map((count) => {
     const start = size;
     size += Math.ceil(count / BLOCK) * BLOCK;
     return start;
   });
-  return { starts, size };
+  const whole = BLOCK * shares;
+  return { starts, size: Math.ceil(size / whole) * whole };
 }
 
 /** Bytes that AdamW allocates per element of the flat layout: gradients and all else, on the weights' device and on the host. */

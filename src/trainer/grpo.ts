@@ -192,7 +192,7 @@ async function updatePolicy(
       await nextTurn();
     }
     const rate = learningRate(config.optimizer, optimizer.updates, run.steps * config.trainer.iterations);
-    optimizer.sumGradients(run.ranks);
+    optimizer.sumGradients();
     stats.push(keep(optimizer.gradNorm()));
     const values = readTogether(stats); // the one wait for the device in an update
     const metrics = {

@@ -103,10 +103,10 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
     const startWeights = state?.start ?? fingerprint(model.parameters);
     ranks.requireSame({ weights: fingerprint(model.parameters) });
-    const optimizer = own(new AdamW(trainable(model, config), config.optimizer, config.seed));
+    const optimizer = own(new AdamW(trainable(model, config), config.optimizer, config.seed, ranks));
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
-    const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast });
+    const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast, ranks });
     return { ...session, folder, model, optimizer, checkpoints, startWeights, ...pipeline };
   } catch (error) {
     for (const item of opened.reverse()) item[Symbol.dispose]();
@@ -210,7 +210,6 @@ export async function evaluateSession(
 /** Begins the checkpoint of a step; resolves when training may go on, with `last` when it is complete. */
 export async function saveSession(session: Session, step: number, last: boolean): Promise<void> {
   const { config, stage, model, optimizer, samples, badSamples, bad, startWeights, ranks } = session;
-  if (!ranks.isFirst) return;
   const { torch } = versions();
   const state: TrainState = {
     stage,
@@ -223,7 +222,7 @@ export async function saveSession(session: Session, step: number, last: boolean)
     config,
     versions: { node: process.version, torch },
   };
-  const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path });
+  const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
   await session.checkpoints.save(step, files, { last });
 }
 

@@ -119,7 +119,7 @@ async function updatePolicy(
       await nextTurn(); // lets signals, prefetching and logs have their turn
     }
     const rate = learningRate(config.optimizer, optimizer.updates, run.steps);
-    optimizer.sumGradients(run.ranks);
+    optimizer.sumGradients();
     stats.push(keep(optimizer.gradNorm()));
     const values = readTogether(stats); // the one wait for the device in a step
     const packStats = run.ranks.gather(values.slice(0, -1)).flat();

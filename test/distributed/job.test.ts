@@ -5,11 +5,12 @@ import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "no
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { stringify } from "yaml";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "../trainer/tiny-run.ts";
 
+vi.setConfig({ testTimeout: 300_000 });
 const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
 
 let world: TinyWorld;

@@ -50,9 +50,13 @@ test("every rank is told its place, rank 0 speaks on the terminal, and all are k
 });
 
 test("the second of two machines starts the later ranks", async () => {
-  const launch = ranks(2, "console.log(`${process.env.GROVE_MASTER_ADDR}:${process.env.GROVE_MASTER_PORT}`);", {
-    nodes: { count: 2, index: 1, address: "machine-0", port: 77 },
-  });
+  const launch = ranks(
+    2,
+    "const { GROVE_MASTER_ADDR, GROVE_MASTER_PORT } = process.env; console.log(GROVE_MASTER_ADDR + ':' + GROVE_MASTER_PORT);",
+    {
+      nodes: { count: 2, index: 1, address: "machine-0", port: 77 },
+    },
+  );
   await launchRanks(launch);
   for (const rank of [2, 3]) expect(logOf(launch, rank)).toBe("machine-0:77\n");
 });

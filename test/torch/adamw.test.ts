@@ -305,7 +305,7 @@ test("arguments that do not fit are refused before anything is written", () => {
     expect(() => run(() => ({}))).not.toThrow();
     expect(() => run(() => ({}), ops.ones([512]))).not.toThrow(); // room behind the last parameter does no harm
     expect(() => run(() => ({}), ops.ones([255]))).toThrow(ShapeError);
-    expect(() => run(() => ({ params: [ops.ones([257])] }))).toThrow(ShapeError);
+    expect(() => run(() => ({ starts: [256] }))).toThrow(ShapeError); // begins behind the buffers
     expect(() => run(() => ({ starts: [128] }))).toThrow(ShapeError);
     expect(() => run(() => ({ keys: [1] }))).toThrow(ShapeError);
     expect(() => run(() => ({ low: ops.zeros([256], { dtype: "int16" }) }))).toThrow("must come without");

@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 import { configSchema } from "../../src/config/schema.ts";
+import { Ranks } from "../../src/distributed/ranks.ts";
 import { CheckpointError } from "../../src/errors.ts";
 import type { Parameter } from "../../src/model/parameter.ts";
 import { normal } from "../../src/random.ts";
@@ -129,6 +130,64 @@ test("gradients are views of one buffer: cleared together, added to in place", (
   for (const { tensor } of all) tensor.free();
 });
 
+/** A rank of a job whose other ranks are not there: what it does by itself. */
+const lone = (rank: number, world: number) =>
+  Object.assign(Object.create(Ranks.prototype), { rank, world, group: null });
+
+test.each(
+  (["float32", "bfloat16", "int8"] as const).flatMap((moments) => [
+    ["float32", moments] as const,
+    ["bfloat16", moments] as const,
+  ]),
+)("each rank updates its part, inside parameters too, to the bits of one that updates all: %s weights, %s moments", (dtype, moments) => {
+  const big = (): Parameter[] =>
+    [[3, 700], [40], [5, 5, 31]].map((shape, k) => {
+      const count = shape.reduce((a, b) => a * b, 1);
+      const values = Array.from({ length: count }, (_, i) => normal("weights", k, i));
+      return { name: `p${k}`, tensor: fromArray(values, shape, { dtype }), parts: [] };
+    });
+  const config = { ...defaults, moments, weightDecay: 0.1 };
+  const run = (optimizer: AdamW, all: readonly Parameter[]) => {
+    for (let step = 0; step < 3; step++) {
+      setGradients(all, step);
+      using norm = fromArray([7], [1]);
+      optimizer.step(1e-2, norm);
+    }
+  };
+  const whole = big();
+  const before = numbersOf(whole);
+  const all = new AdamW(whole, config, 5);
+  run(all, whole);
+  const expected = numbersOf(whole);
+  const WORLD = 4;
+  const touched = whole.map(({ tensor }) => new Array<boolean>(tensor.numel).fill(false));
+  for (let rank = 0; rank < WORLD; rank++) {
+    const copies = big();
+    const part = new AdamW(copies, config, 5, lone(rank, WORLD));
+    run(part, copies);
+    const numbers = numbersOf(copies);
+    for (const { name, tensor, begin, end, isWhole } of part.state()) {
+      const k = Number(name[1]);
+      const saved = all
+        .state()
+        .find((entry) => entry.name === name)
+        ?.tensor.toNumbers() as number[];
+      expect(tensor.toNumbers()).toEqual(isWhole ? saved : saved.slice(begin, end));
+      if (name.endsWith(".m")) touched[k]?.fill(true, begin, end);
+      if (!name.endsWith(".m")) continue;
+      // Its part is updated, the rest waits for the other ranks.
+      expect(numbers[k]?.slice(begin, end)).toEqual(expected[k]?.slice(begin, end));
+      expect(numbers[k]?.slice(end)).toEqual(before[k]?.slice(end));
+      expect(numbers[k]?.slice(0, begin)).toEqual(before[k]?.slice(0, begin));
+    }
+    part[Symbol.dispose]();
+    for (const { tensor } of copies) tensor.free();
+  }
+  expect(touched.flat().every(Boolean)).toBe(true);
+  all[Symbol.dispose]();
+  for (const { tensor } of whole) tensor.free();
+});
+
 const KINDS: MomentKind[] = ["float32", "bfloat16", "int8"];
 
 test.each(
@@ -148,7 +207,7 @@ test.each(
   const copies = straight.map((parameter) => ({ ...parameter, tensor: clone(parameter.tensor) }));
   const saved = new Map(first.state().map(({ name, tensor }) => [name, clone(tensor)]));
   const second = new AdamW(copies, config, 5);
-  second.restore(3, (name) => saved.get(name), "file");
+  second.restore(3, ({ name }) => saved.get(name), "file");
   run(first, straight, 3, 6);
   run(second, copies, 3, 6);
   expect(second.updates).toBe(6);
@@ -161,7 +220,7 @@ test.each(
   expect(() => second.restore(1, () => saved.get("bias.m"), "file")).toThrow(CheckpointError);
   for (const other of KINDS.filter((kind) => kind !== moments)) {
     const third = new AdamW(copies, { ...defaults, moments: other });
-    expect(() => third.restore(3, (name) => saved.get(name), "file")).toThrow(
+    expect(() => third.restore(3, ({ name }) => saved.get(name), "file")).toThrow(
       `holds moments of ${moments}, and optimizer.moments is ${other}`,
     );
     expect(third.updates).toBe(0);
