@@ -129,11 +129,22 @@ export class ProcessError extends GroveError {
 
 /** A rank of a job that failed, and took the job with it. */
 export class RankError extends GroveError {
+  /** Whether another attempt may fare better: not where ranks were told to end, nor where one failed by itself before it had made a step. */
+  readonly mayRecover: boolean;
+
   /** @param step that the rank was making; undefined before the first one was made */
-  constructor(rank: number, how: string, step: number | undefined, logFile: string, output: string) {
+  constructor(
+    rank: number,
+    how: string,
+    step: number | undefined,
+    logFile: string,
+    output: string,
+    mayRecover: boolean,
+  ) {
     const at = step === undefined ? "before its first step was made" : `in step ${step}`;
     const message = `rank ${rank} ${how} ${at}; the other ranks were ended; its log: ${logFile}`;
     super("RANK", `${message}${output === "" ? "" : `\n${output}`}`, { rank, how, step, logFile });
+    this.mayRecover = mayRecover;
   }
 }
 

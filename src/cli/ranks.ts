@@ -4,7 +4,7 @@ import { availableParallelism } from "node:os";
 import path from "node:path";
 import type { Config } from "../config/schema.ts";
 import { type Place, readPlace } from "../distributed/environment.ts";
-import { LAUNCHER, type Launch, launchRanks, type RankReport } from "../distributed/launcher.ts";
+import { LAUNCHER, type Launch, launchWithRestarts, type RankReport } from "../distributed/launcher.ts";
 import type { Ranks } from "../distributed/ranks.ts";
 import { ConfigError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -18,23 +18,33 @@ export interface RankRun {
   report: (report: RankReport) => void;
 }
 
+export interface RankFlags {
+  /** Ranks on this machine; default: on cuda a GPU each, as far as there are questions for them. */
+  nproc?: number | undefined;
+  /** How often ranks that have failed are started again, from the newest checkpoint. */
+  maxRestarts?: number | undefined;
+}
+
 /**
  * Runs `work` as the rank that this process is, or starts the ranks that are wanted here and returns when they have ended.
- * @param nproc ranks on this machine; default: on cuda a GPU each, as far as there are questions for them
  * @throws RankError where a rank that was started here fails; ConfigError where nproc does not fit
  */
 export async function asRanks(
   config: Config,
-  nproc: number | undefined,
+  { nproc, maxRestarts = 0 }: RankFlags,
   work: (run: RankRun) => Promise<void>,
 ): Promise<void> {
   const place = readPlace(process.env);
   if (place === null || isPod(place, nproc)) {
     const count = nproc ?? (await defaultCount(config));
     checkCount(config, count * (place?.world ?? 1), nproc);
-    if (count > 1) {
+    if (count > 1 || maxRestarts > 0) {
+      // Machines of a job cannot be started again one by one: what has started them all can.
+      if (place !== null && maxRestarts > 0)
+        throw new ConfigError("--max-restarts: in a job of several machines restarting is for whoever starts the pods");
       log.info({ ranks: count, logs: path.join(config.runDir, "ranks") }, "starting the ranks");
-      return launchRanks(launchOf(config, count, place));
+      const launch = launchOf(config, count, place);
+      return launchWithRestarts(launch, { ...launch, args: resuming(launch.args) }, maxRestarts);
     }
   } else if (nproc !== undefined && place.startedBy !== "grove --nproc")
     throw new ConfigError(`--nproc ${nproc}: ${place.startedBy} has started ${place.world} ranks already`);
@@ -74,6 +84,11 @@ function checkCount({ device, trainer }: Config, world: number, nproc: number | 
     throw new ConfigError(
       `${world} ranks, but trainer.questionsPerStep is ${trainer.questionsPerStep}: some would have nothing to do`,
     );
+}
+
+/** The command line that goes on with the run that `args` has begun. */
+function resuming(args: readonly string[]): string[] {
+  return [...args.filter((arg) => !/^--(overwrite|resume)(=.*)?$/.test(arg)), "--resume"];
 }
 
 function launchOf(config: Config, count: number, pod: Place | null): Launch {

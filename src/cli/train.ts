@@ -11,6 +11,7 @@ export interface TrainFlags extends ConfigFlags {
   resume?: boolean; // no default: yargs would take it for a conflict
   overwrite?: boolean;
   nproc?: number | undefined;
+  maxRestarts?: number | undefined;
 }
 
 export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
@@ -23,6 +24,11 @@ export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
       type: "number",
       requiresArg: true,
       describe: "Processes (ranks) on this machine; default: one for each GPU on cuda, else 1",
+    })
+    .option("max-restarts", {
+      type: "number",
+      requiresArg: true,
+      describe: "Start ranks that have failed again, from the newest checkpoint, so many times at most; default: 0",
     })
     .option("overwrite", { type: "boolean", describe: "Replace the run that the folder holds" })
     .conflicts("resume", "overwrite") as Argv<TrainFlags>;
@@ -38,7 +44,7 @@ export async function runTraining(
   if (config === undefined) return;
   requireData(config, "train");
   const { asRanks } = await import("./ranks.ts"); // only now: --dry-run needs none of it
-  await asRanks(config, flags.nproc, async ({ ranks, config, report }) => {
+  await asRanks(config, flags, async ({ ranks, config, report }) => {
     const progress = new Progress();
     const drawn = ranks.isFirst ? progressHooks(label, progress) : {};
     try {

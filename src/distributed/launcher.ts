@@ -22,6 +22,8 @@ export interface Launch {
   nodes?: { count: number; index: number; address: string; port: number };
   /** Folder of rank-<n>.log. */
   folder: string;
+  /** Whether the logs go on behind what is there. */
+  append?: boolean;
   /** How long ranks may take to end after SIGTERM before they are killed, ms. */
   graceMs?: number;
 }
@@ -34,8 +36,8 @@ export interface RankReport {
   step: number;
 }
 
-/** Failures this close to the first are looked at together: of ranks that wait for one another the cause ends first, but is not always seen first. */
-const TOGETHER_MS = 300;
+/** Where the first rank to fail complains of another one, so long is waited for that one to fail too: it is the cause. */
+const CAUSE_MS = 3000;
 const GRACE_MS = 5000;
 const TAIL_LINES = 30;
 
@@ -47,6 +49,22 @@ interface Rank {
   step: number | undefined;
   ended: Promise<void>;
   failure: string | undefined; // how it ended, where not well
+}
+
+/**
+ * Runs the ranks to their end, and after a failure that may pass `again`, at most `restarts` times.
+ * @throws RankError as launchRanks does
+ */
+export async function launchWithRestarts(launch: Launch, again: Launch, restarts: number): Promise<void> {
+  for (let made = 0, now = launch; ; made++, now = { ...again, append: true }) {
+    try {
+      await launchRanks(now);
+      return;
+    } catch (error) {
+      if (!(error instanceof RankError) || !error.mayRecover || made >= restarts) throw error;
+      log.warn({ restart: made + 1, of: restarts }, `${error.message}; starting again from the newest checkpoint`);
+    }
+  }
 }
 
 /**
@@ -72,13 +90,13 @@ export async function launchRanks(launch: Launch): Promise<void> {
     for (const { child } of ranks) if (isAlive(child)) child.kill(signal);
   };
   const killAll = () => kill("SIGKILL");
-  const endHandingOn = handOnSignals(kill);
+  const signals = handOnSignals(kill);
   process.once("exit", killAll);
   try {
     const failed = await firstFailure(ranks);
     if (failed === undefined) return;
-    await sleep(TOGETHER_MS);
-    const cause = causeOf(ranks, failed);
+    if (complains(failed)) await Promise.race([sleep(CAUSE_MS), firstFailure(ranks.filter((one) => !complains(one)))]);
+    const cause = causeOf(ranks, failed, signals.wereReceived());
     kill("SIGTERM");
     const grace = new AbortController();
     await Promise.race([
@@ -90,13 +108,13 @@ export async function launchRanks(launch: Launch): Promise<void> {
     await Promise.all(ranks.map(({ ended }) => ended));
     throw cause;
   } finally {
-    endHandingOn();
+    signals.end();
     process.off("exit", killAll);
   }
 }
 
 function startRank(
-  { program, args, count, folder }: Launch,
+  { program, args, count, folder, append = false }: Launch,
   local: number,
   meeting: { world: number; first: number; address: string; port: number },
 ): Rank {
@@ -129,7 +147,7 @@ function startRank(
   child.on("message", (report) => {
     started.step = (report as RankReport).step;
   });
-  keepOutput(started);
+  keepOutput(started, append ? "a" : "w");
   started.ended = new Promise((resolve) => {
     child.once("error", (error) => {
       started.failure = `could not be started: ${error.message}`;
@@ -145,8 +163,8 @@ function startRank(
 }
 
 /** Output goes to the rank's file, and rank 0's to the terminal: its log lines through this process's logger, so that they look as ever. */
-function keepOutput({ rank, child, logFile, tail }: Rank): void {
-  const file = openSync(logFile, "w");
+function keepOutput({ rank, child, logFile, tail }: Rank, flags: "a" | "w"): void {
+  const file = openSync(logFile, flags);
   child.once("close", () => closeSync(file)); // after the last line
   if (child.stdout !== null)
     createInterface({ input: child.stdout }).on("line", (line) => {
@@ -177,17 +195,23 @@ function firstFailure(ranks: readonly Rank[]): Promise<Rank | undefined> {
   });
 }
 
-/** Of the ranks that have failed so far the one that did not fail because another had: those complain of a collective. */
-function causeOf(ranks: readonly Rank[], first: Rank): RankError {
-  const complains = ({ tail }: Rank) => tail[0]?.startsWith("error [COLLECTIVE]") === true;
+/** Whether a rank failed, as far as it knows, because another one had, or had not come. */
+function complains({ tail }: Rank): boolean {
+  return tail[0]?.startsWith("error [COLLECTIVE]") === true;
+}
+
+/** Of the ranks that have failed so far the one that did not fail because another had. */
+function causeOf(ranks: readonly Rank[], first: Rank, wasStopped: boolean): RankError {
   const failed = [first, ...ranks.filter((one) => one !== first && one.failure !== undefined)];
-  const { rank, failure, step, logFile, tail } = failed.find((one) => !complains(one)) ?? first;
+  const { rank, failure, step, logFile, tail, child } = failed.find((one) => !complains(one)) ?? first;
   const message = tail[0]?.startsWith("error [") === true ? tail.join("\n") : "";
-  return new RankError(rank, failure as string, step === undefined ? undefined : step + 1, logFile, message);
+  const mayRecover = !wasStopped && (step !== undefined || child.signalCode !== null);
+  const making = step === undefined ? undefined : step + 1;
+  return new RankError(rank, failure as string, making, logFile, message, mayRecover);
 }
 
 /** Hands the first SIGINT or SIGTERM on to the ranks, which end after their step; another one, a second later, ends them at once. */
-function handOnSignals(kill: (signal: NodeJS.Signals) => void): () => void {
+function handOnSignals(kill: (signal: NodeJS.Signals) => void): { wereReceived: () => boolean; end: () => void } {
   let first: number | null = null;
   const onSignal = (signal: NodeJS.Signals) => {
     if (first === null) {
@@ -197,9 +221,10 @@ function handOnSignals(kill: (signal: NodeJS.Signals) => void): () => void {
   };
   const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
   for (const signal of signals) process.on(signal, onSignal);
-  return () => {
+  const end = () => {
     for (const signal of signals) process.off(signal, onSignal);
   };
+  return { wereReceived: () => first !== null, end };
 }
 
 /** Writes a log line of another process through this process's logger; false for a line that is none. */

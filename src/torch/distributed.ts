@@ -40,14 +40,15 @@ export class ProcessGroup implements Disposable {
   readonly rank: number;
   readonly world: number;
   readonly #handle: number;
-  readonly #timeoutMs: number;
+  /** Limit on every collective that has none of its own. */
+  readonly timeoutMs: number;
   #closed = false;
 
   /** Joins the job; returns when all ranks have. @throws CollectiveError that names the ranks which have not joined in time */
   constructor({ rank, world, address, port, nccl, timeoutMs, serve = true, name = "grove" }: GroupOptions) {
     this.rank = rank;
     this.world = world;
-    this.#timeoutMs = timeoutMs;
+    this.timeoutMs = timeoutMs;
     this.#handle = guard("join", `rank ${rank} of ${world}, ${address}:${port}`, () =>
       addon.groupOpen(rank, world, address, port, nccl, timeoutMs, serve, name),
     );
@@ -94,7 +95,7 @@ export class ProcessGroup implements Disposable {
   }
 
   /** Leaves the job in good order. The store goes with rank 0, which therefore waits until the others have left. */
-  async leave(timeoutMs = this.#timeoutMs): Promise<void> {
+  async leave(timeoutMs = this.timeoutMs): Promise<void> {
     const deadline = performance.now() + timeoutMs;
     let left = this.count("left", 1);
     while (this.rank === 0 && left < this.world && performance.now() < deadline) {
@@ -118,7 +119,7 @@ export class ProcessGroup implements Disposable {
     root = 0,
   ): PendingCollective {
     const args = tensor === null ? "" : `[${tensor.shape.join(", ")}] ${tensor.dtype}`;
-    const timeout = options.timeoutMs ?? this.#timeoutMs;
+    const timeout = options.timeoutMs ?? this.timeoutMs;
     const pending = guard(kind, args, () =>
       addon.collectiveStart(this.#handle, KINDS[kind], tensor?.handle ?? 0, root, timeout),
     );

@@ -22,14 +22,21 @@ export function announceFailure({ group, rank }: Ranks, step: number, error: unk
 }
 
 /**
- * The parts of all other ranks, once they are written. A rank that dies meanwhile is its launcher's business.
- * @throws CheckpointError when a rank could not write its part
+ * The parts of all other ranks, once they are written.
+ * @param isDue asked while a part is missing: true gives up
+ * @throws CheckpointError when a rank could not write its part, or has not done so in time
  */
-export async function collectParts({ group, world }: Ranks, step: number, folder: string): Promise<WrittenPart[]> {
+export async function collectParts(
+  { group, world }: Ranks,
+  step: number,
+  folder: string,
+  isDue: () => boolean,
+): Promise<WrittenPart[]> {
   const parts: WrittenPart[] = [];
   for (let rank = 1; rank < world; rank++) {
     let bytes = group?.take(key(step, rank));
     while (bytes === undefined) {
+      if (isDue()) throw new CheckpointError(folder, `rank ${rank} has not written its part`);
       await sleep(POLL_MS);
       bytes = group?.take(key(step, rank));
     }

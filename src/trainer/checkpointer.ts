@@ -18,6 +18,9 @@ import { announceFailure, announcePart, collectParts } from "./checkpoint-parts.
 import { CheckpointThread } from "./checkpoint-thread.ts";
 import { Snapshot } from "./snapshot.ts";
 
+/** How long the other ranks may take to write their parts where a run ends with an error, which may be that one of them is gone. */
+const CLOSING_MS = 5000;
+
 export class Checkpointer {
   readonly #runDir: string;
   readonly #keepLast: number;
@@ -27,6 +30,7 @@ export class Checkpointer {
   #inFlight: Promise<void> = Promise.resolve(); // never rejects
   #failure: { error: unknown } | null = null;
   #metrics: Metrics = {};
+  #closing = Number.POSITIVE_INFINITY; // since when, ms
 
   constructor(runDir: string, options: { keepLast: number; snapshot?: Snapshot; ranks?: Ranks }) {
     this.#runDir = runDir;
@@ -76,6 +80,7 @@ export class Checkpointer {
 
   /** Waits for what is in flight. A failure that nobody has been told of is logged. */
   async close(): Promise<void> {
+    this.#closing = performance.now();
     await this.#inFlight;
     if (this.#failure !== null) log.error({ error: String(this.#failure.error) }, "the last checkpoint failed");
     await this.#thread.close();
@@ -117,7 +122,10 @@ export class Checkpointer {
 
   /** Rank 0's files and, when they are written, those of the others. */
   async #whole(step: number, files: FileToWrite[]) {
-    const parts = await collectParts(this.#ranks, step, path.join(this.#runDir, `checkpoint-${step}`));
+    const start = performance.now();
+    const limit = this.#ranks.group?.timeoutMs ?? 0;
+    const isDue = () => performance.now() > Math.min(start + limit, this.#closing + CLOSING_MS);
+    const parts = await collectParts(this.#ranks, step, path.join(this.#runDir, `checkpoint-${step}`), isDue);
     return { runDir: this.#runDir, step, files, keepLast: this.#keepLast, parts };
   }
 }

@@ -101,6 +101,38 @@ test("SIGKILL of any rank ends the job within seconds, naming it; the newest che
   }
 });
 
+test("--max-restarts: a job whose ranks are killed goes on from its newest checkpoint; no step is lost or counted twice", async () => {
+  const { child, ended, runDir } = job("restarted", 12, ["--nproc", "2", "--max-restarts", "3"]);
+  for (const [victim, step] of [
+    [1, 2],
+    [0, 5],
+  ] as const) {
+    await untilStep(runDir, step);
+    process.kill(rankPids(child).get(victim) as number, "SIGKILL");
+    await sleep(1500); // the lines of later steps may be cut and written again
+  }
+  const { status, stderr } = await ended;
+  expect(status).toBe(0);
+  expect(stderr).toMatch(/"restart":1.*rank 1 was ended by SIGKILL/);
+  expect(stderr).toMatch(/"restart":2.*rank 0 was ended by SIGKILL/);
+  const lines = linesOf(runDir);
+  expect(lines.map(({ step }) => step)).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
+  const straight = job("never-killed", 12, ["--nproc", "2"]);
+  expect(await straight.ended).toMatchObject({ status: 0 });
+  for (const [i, line] of linesOf(straight.runDir).map(deterministic).entries())
+    expect(deterministic(lines[i] as Record<string, number>)["grad/norm"]).toBe(line["grad/norm"]);
+});
+
+test("a rank that hangs ends the job when its time is up, and is named", async () => {
+  const { child, ended, runDir } = job("hanging", 500, ["--nproc", "2", "--set", "distributed.timeoutS=3"]);
+  await untilStep(runDir, 1);
+  process.kill(rankPids(child).get(1) as number, "SIGSTOP");
+  const { status, stderr } = await ended;
+  expect(status).toBe(1);
+  expect(stderr).toMatch(/error \[RANK\] rank 0 ended with status 1 in step \d+/);
+  expect(stderr).toMatch(/error \[COLLECTIVE\] rank 0 of 2, .* #\d+.*: rank 1 has not come to it within 3000 ms/);
+});
+
 test("SIGTERM: all ranks finish the same step, and the run is saved", async () => {
   const { child, ended, runDir } = job("stopped", 500, ["--nproc", "2"]);
   await untilStep(runDir, 1);
