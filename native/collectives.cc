@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <optional>
 
 #include "args.h"
 #include "process_group.h"
@@ -82,6 +83,18 @@ void meet(c10d::Store& store, const Place& place, Milliseconds timeout) {
     }
     throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + ": these ranks have not joined within " +
                                         std::to_string(timeout.count()) + " ms: " + missing);
+  }
+}
+
+// Runs `work` on the store of the JavaScript thread. Where it fails, rank 0, which keeps it, has gone.
+template <typename F>
+auto onStore(double handle, F work) {
+  Group& group = *groups().at(handle);
+  try {
+    return work(*group.store);
+  } catch (const c10::Error& error) {
+    throw EngineError("COLLECTIVE", "rank " + std::to_string(group.place.rank) + " of " + std::to_string(group.place.world) +
+                                        " has lost the job's store at " + group.address + ": " + firstLine(error));
   }
 }
 
@@ -180,27 +193,33 @@ napi_value storeSet(napi_env env, napi_callback_info info) {
   Args args(env, info, 3);
   size_t length = 0;
   const auto* bytes = static_cast<const uint8_t*>(args.typedArray(2, &length));
-  groups().at(args.number(0))->store->set("js/" + args.string(1), std::vector<uint8_t>(bytes, bytes + length));
+  const std::string key = "js/" + args.string(1);
+  onStore(args.number(0), [&](c10d::Store& store) { store.set(key, std::vector<uint8_t>(bytes, bytes + length)); });
   return nullptr;
 }
 
 // storeAdd(group, key, n): adds to a counter that all ranks see, and returns it. A counter is no key of storeSet.
 napi_value storeAdd(napi_env env, napi_callback_info info) {
   Args args(env, info, 3);
-  const int64_t sum = groups().at(args.number(0))->store->add("n/" + args.string(1), args.integer(2));
+  const std::string key = "n/" + args.string(1);
+  const int64_t n = args.integer(2);
+  const int64_t sum = onStore(args.number(0), [&](c10d::Store& store) { return store.add(key, n); });
   return makeNumber(env, static_cast<double>(sum));
 }
 
 // storeTake(group, key): the bytes that storeSet left, which are gone from the store then, or undefined. Does not wait.
 napi_value storeTake(napi_env env, napi_callback_info info) {
   Args args(env, info, 2);
-  c10d::Store& store = *groups().at(args.number(0))->store;
   const std::string key = "js/" + args.string(1);
-  if (!store.check({key})) return nullptr;
-  const std::vector<uint8_t> bytes = store.get(key);
-  store.deleteKey(key);
+  const auto bytes = onStore(args.number(0), [&](c10d::Store& store) -> std::optional<std::vector<uint8_t>> {
+    if (!store.check({key})) return std::nullopt;
+    std::vector<uint8_t> value = store.get(key);
+    store.deleteKey(key);
+    return value;
+  });
+  if (!bytes.has_value()) return nullptr;
   napi_value result;
-  check(napi_create_buffer_copy(env, bytes.size(), bytes.data(), nullptr, &result), "napi_create_buffer_copy");
+  check(napi_create_buffer_copy(env, bytes->size(), bytes->data(), nullptr, &result), "napi_create_buffer_copy");
   return result;
 }
 

@@ -1,17 +1,13 @@
 /** `grove grpo --nproc`: a whole job from the command line. */
 
-import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
-import { stringify } from "yaml";
-import { readMetrics } from "../../src/trainer/run-folder.ts";
-import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "../trainer/tiny-run.ts";
+import { deterministic, makeTinyWorld, type TinyWorld } from "../trainer/tiny-run.ts";
+import { isAlive, linesOf, rankPids, startJob, untilStep } from "./run-job.ts";
 
 vi.setConfig({ testTimeout: 300_000 });
-const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
 
 let world: TinyWorld;
 beforeAll(async () => {
@@ -19,47 +15,8 @@ beforeAll(async () => {
 });
 afterAll(() => rmSync(world.folder, { recursive: true }));
 
-/** A job in `<world>/<name>`, its run folder, and what it prints. */
-function job(name: string, steps: number, flags: readonly string[], env: NodeJS.ProcessEnv = {}) {
-  const config = tinyConfig(world, name, { trainer: { questionsPerStep: 4, steps, saveEvery: 1, keepLast: 3 } });
-  const file = path.join(world.folder, `${name}.yaml`);
-  writeFileSync(file, stringify(config));
-  const child = spawn(process.execPath, ["--import", "tsx", MAIN, "grpo", "--config", file, ...flags], {
-    stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, ...env },
-  });
-  const said = { stdout: "", stderr: "" };
-  child.stdout.on("data", (data) => {
-    said.stdout += data;
-  });
-  child.stderr.on("data", (data) => {
-    said.stderr += data;
-  });
-  const ended = new Promise<{ status: number | null; stdout: string; stderr: string }>((resolve) => {
-    child.once("close", (status) => resolve({ status, ...said }));
-  });
-  return { child, ended, runDir: config.runDir };
-}
-
-const linesOf = (runDir: string) => {
-  const file = path.join(runDir, "metrics.jsonl");
-  return existsSync(file) ? readMetrics(file) : [];
-};
-async function untilStep(runDir: string, step: number): Promise<void> {
-  while ((linesOf(runDir).at(-1)?.step ?? 0) < step) await sleep(20);
-}
-/** Process ids of the ranks of a launcher, by rank. */
-function rankPids({ pid }: ChildProcess): Map<number, number> {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
-  const placed = children.flatMap((child): [number, number][] => {
-    const rank = /\0GROVE_RANK=(\d+)\0/.exec(readFileSync(`/proc/${child}/environ`, "utf8"))?.[1];
-    return rank === undefined ? [] : [[Number(rank), child]];
-  });
-  return new Map(placed);
-}
-function isAlive(pid: number): boolean {
-  return existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
-}
+const job = (name: string, steps: number, flags: readonly string[], env: NodeJS.ProcessEnv = {}) =>
+  startJob(world, name, steps, flags, env);
 
 test("--nproc 2 makes the run that one process makes, and speaks once", async () => {
   const [one, two] = [job("alone", 2, []), job("together", 2, ["--nproc", "2"])];
