@@ -26,7 +26,7 @@ const MANIFEST = "manifest.json";
 /** Moves when a checkpoint written today could not be read by older code, or the other way round. */
 export const FORMAT = 1;
 
-/** The hidden name of a checkpoint while it is written (replaceFolder); one that is still there later was never finished. */
+/** The hidden name of a checkpoint while it is written (replaceFolder) or removed; one that is still there later was never finished. */
 const HALF_WRITTEN = /^\.checkpoint-\d+\./;
 
 /** Where a rank that is not the first writes its part, before the first one moves it into the checkpoint. */
@@ -81,7 +81,9 @@ export function writeCheckpoint({ runDir, step, files, keepLast, parts = [] }: C
       replaceFile(path.join(temporary, MANIFEST), JSON.stringify(manifest, null, 1));
     });
     const complete = listCheckpoints(runDir).filter(({ folder }) => isComplete(folder));
-    for (const { folder: old } of complete.slice(0, -keepLast)) rmSync(old, { recursive: true });
+    // Under a hidden name first: a process killed meanwhile leaves no folder that looks like a checkpoint.
+    for (const { folder: old, step: of } of complete.slice(0, -keepLast))
+      renameSync(old, path.join(runDir, `.checkpoint-${of}.old`));
     for (const name of readdirSync(runDir)) {
       const part = PART.exec(name)?.[1]; // later ones may be on their way
       if (HALF_WRITTEN.test(name) || (part !== undefined && Number(part) <= step))
