@@ -14,7 +14,7 @@ import { deterministic, makeTinyWorld, type TinyWorld } from "../trainer/tiny-ru
 
 const TRIALS = Number(process.env.GROVE_KILL_TRIALS ?? 6);
 const WORLD = 2;
-const STEPS = 5 * TRIALS;
+const STEPS = 25 * TRIALS; // enough for the last kill to come before the end
 const draw = (trial: number, what: string, below: number) => (hash64(11, what, trial)[0] as number) % below;
 
 let world: TinyWorld;
@@ -31,6 +31,7 @@ test(`${TRIALS} kills`, async () => {
     over = true;
   });
   let known = new Set<number>();
+  let kills = 0;
   for (let trial = 0; trial < TRIALS && !over; trial++) {
     // A new attempt: all of its processes are there, and none of the last one's.
     let pids = new Map<number, number>();
@@ -38,10 +39,13 @@ test(`${TRIALS} kills`, async () => {
       await sleep(20);
       pids = rankPids(child);
     }
-    await sleep(draw(trial, "moment", 5000)); // while it starts, joins, makes steps, saves
+    await sleep(draw(trial, "moment", 3000)); // while it starts, joins, makes steps, saves
     known = new Set(pids.values());
     const victim = pids.get(draw(trial, "victim", WORLD)) as number;
-    if (!over && isAlive(victim)) process.kill(victim, "SIGKILL");
+    if (!over && isAlive(victim)) {
+      process.kill(victim, "SIGKILL");
+      kills++;
+    }
     for (const name of readdirSync(runDir).filter((entry) => /^checkpoint-\d+$/.test(entry))) {
       try {
         readCheckpoint(path.join(runDir, name), "grpo");
@@ -53,6 +57,7 @@ test(`${TRIALS} kills`, async () => {
   }
   const { status, stderr } = await ended;
   expect(status, stderr.slice(-2000)).toBe(0);
+  expect(kills).toBe(TRIALS);
   const straight = startJob(world, "untouched", STEPS, flags);
   expect(await straight.ended).toMatchObject({ status: 0 });
   const [lines, expected] = [runDir, straight.runDir].map((dir) => linesOf(dir).map(deterministic));
