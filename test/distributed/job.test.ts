@@ -1,11 +1,12 @@
 /** `grove grpo --nproc`: a whole job from the command line. */
 
+import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { deterministic, makeTinyWorld, type TinyWorld } from "../trainer/tiny-run.ts";
-import { isAlive, linesOf, rankPids, startJob, untilStep } from "./run-job.ts";
+import { isAlive, linesOf, MAIN, rankPids, startJob, untilStep, writeJob } from "./run-job.ts";
 
 vi.setConfig({ testTimeout: 300_000 });
 
@@ -30,6 +31,18 @@ test("--nproc 2 makes the run that one process makes, and speaks once", async ()
   for (const [i, line] of a?.entries() ?? [])
     expect(b?.[i]?.["loss/total"]).toBeCloseTo(line["loss/total"] as number, 6);
   expect(readdirSync(path.join(two.runDir, "ranks")).sort()).toEqual(["rank-0.log", "rank-1.jsonl", "rank-1.log"]);
+});
+
+const hasTorchrun = spawnSync("torchrun", ["--version"]).status === 0;
+
+test.skipIf(!hasTorchrun)("ranks that torchrun has started join at its agent's store", () => {
+  const { file, runDir } = writeJob(world, "torchrun", 2);
+  const command = [process.execPath, "--import", "tsx", MAIN, "grpo", "--config", file];
+  const args = ["--nproc-per-node", "2", "--standalone", "--no-python", ...command];
+  const { status, stdout, stderr } = spawnSync("torchrun", args, { encoding: "utf8" });
+  expect(status, stderr).toBe(0);
+  expect(stdout).toBe(`2 steps made; the trained model is in ${runDir}/final\n`);
+  expect(linesOf(runDir).map(({ step }) => step)).toEqual([1, 2]);
 });
 
 test("SIGKILL of any rank ends the job within seconds, naming it; the newest checkpoint is whole and the run goes on from it", async () => {

@@ -9,7 +9,15 @@ import { stringify } from "yaml";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { type TinyWorld, tinyConfig } from "../trainer/tiny-run.ts";
 
-const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+export const MAIN = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+
+/** Writes the config of a job in `<world>/<name>`. */
+export function writeJob(world: TinyWorld, name: string, steps: number): { file: string; runDir: string } {
+  const config = tinyConfig(world, name, { trainer: { questionsPerStep: 4, steps, saveEvery: 1, keepLast: 3 } });
+  const file = path.join(world.folder, `${name}.yaml`);
+  writeFileSync(file, stringify(config));
+  return { file, runDir: config.runDir };
+}
 
 /** A job in `<world>/<name>`, its run folder, and what it prints. */
 export function startJob(
@@ -19,9 +27,7 @@ export function startJob(
   flags: readonly string[],
   env: NodeJS.ProcessEnv = {},
 ) {
-  const config = tinyConfig(world, name, { trainer: { questionsPerStep: 4, steps, saveEvery: 1, keepLast: 3 } });
-  const file = path.join(world.folder, `${name}.yaml`);
-  writeFileSync(file, stringify(config));
+  const { file, runDir } = writeJob(world, name, steps);
   const child = spawn(process.execPath, ["--import", "tsx", MAIN, "grpo", "--config", file, ...flags], {
     stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, ...env },
@@ -36,7 +42,7 @@ export function startJob(
   const ended = new Promise<{ status: number | null; stdout: string; stderr: string }>((resolve) => {
     child.once("close", (status) => resolve({ status, ...said }));
   });
-  return { child, ended, runDir: config.runDir };
+  return { child, ended, runDir };
 }
 
 export const linesOf = (runDir: string) => {
