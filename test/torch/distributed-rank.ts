@@ -1,21 +1,28 @@
-/** What each rank of distributed.test.ts does: the case named by the first argument, its outcome as JSON on standard output. */
+/**
+ * What each rank of distributed.test.ts does: the case named by the first argument, its outcome as JSON on standard output. A second argument,
+ * cuda, gives each rank a GPU.
+ */
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { GroveError } from "../../src/errors.ts";
+import { setDevice } from "../../src/torch/cuda.ts";
 import { ProcessGroup } from "../../src/torch/distributed.ts";
 import { slice } from "../../src/torch/ops.ts";
-import { type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
+import { type Device, type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
 
 const { RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT } = process.env;
 const rank = Number(RANK);
 const world = Number(WORLD_SIZE);
+const onGpu = process.argv[3] === "cuda";
+const device: Device = onGpu ? `cuda:${rank}` : "cpu";
+if (onGpu) setDevice(rank);
 const join = (more: object = {}) =>
   new ProcessGroup({
     rank,
     world,
     address: MASTER_ADDR as string,
     port: Number(MASTER_PORT),
-    nccl: false,
+    nccl: onGpu,
     timeoutMs: 20_000,
     ...more,
   });
@@ -24,7 +31,7 @@ const join = (more: object = {}) =>
 function values(n: number, of = rank): number[] {
   return Array.from({ length: n }, (_, i) => Math.sin(i * 12.9898 + of * 78.233) * 10 ** ((i + of) % 5));
 }
-const tensor = (numbers: number[], dtype: DType = "float32") => fromArray(numbers, [numbers.length], { dtype });
+const tensor = (numbers: number[], dtype: DType = "float32") => fromArray(numbers, [numbers.length], { dtype, device });
 const done = (...tensors: Tensor[]) => tensors.map((one) => one.toNumbers());
 
 const cases: Record<string, () => unknown | Promise<unknown>> = {
