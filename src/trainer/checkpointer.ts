@@ -48,8 +48,13 @@ export class Checkpointer {
     const start = performance.now();
     await this.saved();
     const staged = options.last ? null : this.#snapshot.take(files);
-    if (staged !== null) this.#inFlight = this.#writeBeside(step, staged);
-    else await this.#writeNow(step, files.map(inPlace), start);
+    // Rank 0 holds training until it has all parts where it writes in place, and a rank that waits for it in the next step could not hand its own over.
+    const hold = this.#ranks.any(staged === null);
+    if (staged === null) await this.#writeNow(step, files.map(inPlace), start);
+    else {
+      this.#inFlight = this.#writeBeside(step, staged);
+      if (hold) await this.saved();
+    }
     this.#metrics["time/checkpoint_s"] = secondsSince(start);
   }
 
@@ -102,7 +107,7 @@ export class Checkpointer {
       announce(folder, seconds);
     } catch (error) {
       this.#failure = { error };
-      if (rank > 0) announceFailure(this.#ranks, step, error);
+      if (rank > 0) this.#tellFailure(step, error);
     }
   }
 
@@ -115,8 +120,17 @@ export class Checkpointer {
     try {
       announcePart(this.#ranks, step, writePart({ runDir: this.#runDir, step, rank, files }));
     } catch (error) {
-      announceFailure(this.#ranks, step, error);
+      this.#tellFailure(step, error);
       throw error;
+    }
+  }
+
+  /** Tells rank 0, unless that has gone and the job's store with it. */
+  #tellFailure(step: number, error: unknown): void {
+    try {
+      announceFailure(this.#ranks, step, error);
+    } catch (lost) {
+      log.warn({ error: String(lost) }, "rank 0 could not be told that a checkpoint failed");
     }
   }
 

@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync }
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import type { Ranks } from "../../src/distributed/ranks.ts";
 import { CheckpointError } from "../../src/errors.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
 import { fill_, slice } from "../../src/torch/ops.ts";
@@ -37,10 +38,14 @@ afterEach(async () => {
   rmSync(folder, { recursive: true });
 });
 
-function checkpointer(name: string, snapshot?: Snapshot): { checkpoints: Checkpointer; runDir: string } {
+function checkpointer(
+  name: string,
+  snapshot?: Snapshot,
+  ranks?: Ranks,
+): { checkpoints: Checkpointer; runDir: string } {
   const runDir = path.join(folder, name);
   mkdirSync(runDir);
-  const checkpoints = new Checkpointer(runDir, { keepLast: 2, ...(snapshot && { snapshot }) });
+  const checkpoints = new Checkpointer(runDir, { keepLast: 2, ...(snapshot && { snapshot }), ...(ranks && { ranks }) });
   open.push(checkpoints);
   return { checkpoints, runDir };
 }
@@ -152,4 +157,30 @@ test("whoever closes in the middle, as a run that ends with an error does, waits
   expect(latestCheckpoint(runDir)).toBeUndefined();
   await checkpoints.close();
   expect(latestCheckpoint(runDir)).toBe(path.join(runDir, "checkpoint-7"));
+});
+
+/** Rank 1 of 2; `post` takes what it tells rank 0, `othersHold` is whether rank 0 writes in place. */
+const secondRank = (post: (key: string) => void, othersHold: boolean) =>
+  ({ rank: 1, world: 2, group: { post }, any: (flag: boolean) => flag || othersHold }) as unknown as Ranks;
+
+test("where rank 0 has no room for a snapshot the others hand their parts over before they go on, else beside training", async () => {
+  for (const othersHold of [true, false]) {
+    const posted: string[] = [];
+    const ranks = secondRank((key) => posted.push(key), othersHold);
+    const { checkpoints, runDir } = checkpointer(`held ${othersHold}`, undefined, ranks);
+    await checkpoints.save(5, files());
+    expect(posted).toEqual(othersHold ? ["checkpoint/5/1"] : []);
+    await checkpoints.saved();
+    expect(posted).toEqual(["checkpoint/5/1"]);
+    expect(hidden(runDir)).toEqual([".part-5-1"]);
+  }
+});
+
+test("a rank whose rank 0 has gone fails with an error, in the background too", async () => {
+  const ranks = secondRank(() => {
+    throw new Error("the store has gone");
+  }, false);
+  const { checkpoints } = checkpointer("lost", undefined, ranks);
+  await checkpoints.save(5, files());
+  await expect(checkpoints.saved()).rejects.toThrow("the store has gone");
 });
