@@ -53,6 +53,7 @@ export async function runTraining(
         overwrite: flags.overwrite === true,
         ranks,
         ...drawn,
+        onOpen: () => report({}),
         onProgress: (made) => {
           report({ step: made.step });
           drawn.onProgress?.(made);

@@ -22,8 +22,8 @@ export interface Launch {
   nodes?: { count: number; index: number; address: string; port: number };
   /** Folder of rank-<n>.log. */
   folder: string;
-  /** Whether the logs go on behind what is there. */
-  append?: boolean;
+  /** Called when rank 0 reports. */
+  onFirstReport?: () => void;
   /** How long ranks may take to end after SIGTERM before they are killed, ms. */
   graceMs?: number;
 }
@@ -31,9 +31,9 @@ export interface Launch {
 /** Set for ranks: the launcher's process id. */
 export const LAUNCHER = "GROVE_LAUNCHER_PID";
 
-/** What a rank tells its launcher: steps made. */
+/** What a rank tells its launcher: steps made, none before the first one; rank 0 reports as soon as the run folder is the run's. */
 export interface RankReport {
-  step: number;
+  step?: number;
 }
 
 /** Where the first rank to fail complains of another one, so long is waited for that one to fail too: it is the cause. */
@@ -52,17 +52,23 @@ interface Rank {
 }
 
 /**
- * Runs the ranks to their end, and after a failure that may pass `again`, at most `restarts` times.
+ * Runs the ranks to their end, and after a failure that may pass `again`, at most `restarts` times. Until rank 0 has reported, the folder may
+ * hold an older run, which is not to be gone on with: what is started again is `launch` then.
  * @throws RankError as launchRanks does
  */
 export async function launchWithRestarts(launch: Launch, again: Launch, restarts: number): Promise<void> {
-  for (let made = 0, now = launch; ; made++, now = { ...again, append: true }) {
+  let begun = false;
+  const onFirstReport = () => {
+    begun = true;
+  };
+  for (let made = 0; ; made++) {
     try {
-      await launchRanks(now);
+      await launchRanks({ ...(begun ? again : launch), onFirstReport });
       return;
     } catch (error) {
       if (!(error instanceof RankError) || !error.mayRecover || made >= restarts) throw error;
-      log.warn({ restart: made + 1, of: restarts }, `${error.message}; starting again from the newest checkpoint`);
+      const from = begun ? "the newest checkpoint" : "the beginning";
+      log.warn({ restart: made + 1, of: restarts }, `${error.message}; starting again from ${from}`);
     }
   }
 }
@@ -96,7 +102,7 @@ export async function launchRanks(launch: Launch): Promise<void> {
     const failed = await firstFailure(ranks);
     if (failed === undefined) return;
     if (complains(failed)) await Promise.race([sleep(CAUSE_MS), firstFailure(ranks.filter((one) => !complains(one)))]);
-    const cause = causeOf(ranks, failed, signals.wereReceived());
+    const cause = causeOf(ranks, failed);
     kill("SIGTERM");
     const grace = new AbortController();
     await Promise.race([
@@ -106,7 +112,7 @@ export async function launchRanks(launch: Launch): Promise<void> {
     grace.abort();
     killAll();
     await Promise.all(ranks.map(({ ended }) => ended));
-    throw cause;
+    throw errorOf(cause, signals.wereReceived()); // also of a signal that came meanwhile
   } finally {
     signals.end();
     process.off("exit", killAll);
@@ -114,7 +120,7 @@ export async function launchRanks(launch: Launch): Promise<void> {
 }
 
 function startRank(
-  { program, args, count, folder, append = false }: Launch,
+  { program, args, count, folder, onFirstReport }: Launch,
   local: number,
   meeting: { world: number; first: number; address: string; port: number },
 ): Rank {
@@ -145,9 +151,10 @@ function startRank(
     failure: undefined,
   };
   child.on("message", (report) => {
-    started.step = (report as RankReport).step;
+    started.step = (report as RankReport).step ?? started.step;
+    if (rank === 0) onFirstReport?.();
   });
-  keepOutput(started, append ? "a" : "w");
+  keepOutput(started);
   started.ended = new Promise((resolve) => {
     child.once("error", (error) => {
       started.failure = `could not be started: ${error.message}`;
@@ -163,18 +170,25 @@ function startRank(
 }
 
 /** Output goes to the rank's file, and rank 0's to the terminal: its log lines through this process's logger, so that they look as ever. */
-function keepOutput({ rank, child, logFile, tail }: Rank, flags: "a" | "w"): void {
-  const file = openSync(logFile, flags);
+function keepOutput({ rank, child, logFile, tail }: Rank): void {
+  const file = openSync(logFile, "a"); // what an earlier attempt said may still be wanted
+  const write = (line: string) => {
+    try {
+      writeSync(file, `${line}\n`);
+    } catch {
+      // A full disk is for the ranks to complain of, where it matters: not for their launcher to die of.
+    }
+  };
   child.once("close", () => closeSync(file)); // after the last line
   if (child.stdout !== null)
     createInterface({ input: child.stdout }).on("line", (line) => {
-      writeSync(file, `${line}\n`);
+      write(line);
       if (rank === 0) process.stdout.write(`${line}\n`);
     });
   let failing = false; // its last words belong to the error of the launcher, not also to the terminal
   if (child.stderr !== null)
     createInterface({ input: child.stderr }).on("line", (line) => {
-      writeSync(file, `${line}\n`);
+      write(line);
       if (line.startsWith("error [")) {
         failing = true;
         tail.length = 0;
@@ -201,9 +215,12 @@ function complains({ tail }: Rank): boolean {
 }
 
 /** Of the ranks that have failed so far the one that did not fail because another had. */
-function causeOf(ranks: readonly Rank[], first: Rank, wasStopped: boolean): RankError {
+function causeOf(ranks: readonly Rank[], first: Rank): Rank {
   const failed = [first, ...ranks.filter((one) => one !== first && one.failure !== undefined)];
-  const { rank, failure, step, logFile, tail, child } = failed.find((one) => !complains(one)) ?? first;
+  return failed.find((one) => !complains(one)) ?? first;
+}
+
+function errorOf({ rank, failure, step, logFile, tail, child }: Rank, wasStopped: boolean): RankError {
   const message = tail[0]?.startsWith("error [") === true ? tail.join("\n") : "";
   const mayRecover = !wasStopped && (step !== undefined || child.signalCode !== null);
   const making = step === undefined ? undefined : step + 1;

@@ -99,6 +99,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const replace = { overwrite: hooks.overwrite ?? false };
     const first = hooks.resume ? { resumeAt: state?.step ?? -1 } : replace;
     const folder = own(new RunFolder(config, ranks.isFirst ? first : { follower: ranks.rank }));
+    hooks.onOpen?.();
     announce(session, hooks, checkpoint, state);
     const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
     const startWeights = state?.start ?? fingerprint(model.parameters);

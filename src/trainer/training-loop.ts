@@ -26,6 +26,8 @@ export interface TrainHooks {
   overwrite?: boolean;
   /** The processes that make this run together; default: this one alone. */
   ranks?: Ranks;
+  /** Called once the run folder is this run's, before the model is read. */
+  onOpen?: () => void;
   onProgress?: (progress: Progress) => void;
   /** During an evaluation: how many of a level's questions are answered. */
   onEvalProgress?: (progress: { level: string; done: number; total: number }) => void;

@@ -1,9 +1,9 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, expect, test, vi } from "vitest";
-import { launchRanks } from "../../src/distributed/launcher.ts";
+import { launchRanks, launchWithRestarts } from "../../src/distributed/launcher.ts";
 import { RankError } from "../../src/errors.ts";
 import { capture } from "../cli/capture.ts";
 
@@ -119,4 +119,50 @@ test("a program that is not there is an error", async () => {
   await expect(launchRanks({ ...ranks(2, ""), program: path.join(folder, "none") })).rejects.toThrow(
     /^rank [01] could not be started: .*ENOENT/,
   );
+});
+
+/** Ranks, with flags, that say in their log what they were started with. */
+const withFlags = (launch: ReturnType<typeof ranks>, flag: string) => ({ ...launch, args: [...launch.args, flag] });
+
+test("until rank 0 has the run folder a restart is another start: it must not go on with an older run that is there", async () => {
+  for (const reports of [false, true]) {
+    const launch = ranks(
+      2,
+      `console.log(process.argv[2]);
+      if (rank === 0 && ${reports}) process.send({});
+      setTimeout(() => rank === 1 ? process.kill(process.pid, "SIGKILL") : process.exit(0), 500);`,
+    );
+    capture(process.stdout);
+    const running = launchWithRestarts(withFlags(launch, "overwrite"), withFlags(launch, "resume"), 1);
+    await expect(running).rejects.toThrow(/^rank 1 was ended by SIGKILL before its first step/);
+    // The log of the second attempt goes on behind that of the first.
+    expect(logOf(launch, 1)).toBe(`overwrite\n${reports ? "resume" : "overwrite"}\n`);
+  }
+});
+
+test("a signal that comes while the ranks of a failed job are ended keeps them from being started again", async () => {
+  capture(process.stdout);
+  const body = `
+    console.log("up");
+    process.on("SIGTERM", () => console.log("told to end"));
+    process.send({ step: 3 });
+    if (rank === 1) setTimeout(() => process.kill(process.pid, "SIGKILL"), 300);
+    ${WAIT}`;
+  const launch = ranks(2, body, { graceMs: 1000 });
+  const running = launchWithRestarts(launch, launch, 3);
+  const file = path.join(launch.folder, "rank-0.log");
+  while (!(existsSync(file) && readFileSync(file, "utf8").includes("told to end"))) await sleep(20);
+  process.emit("SIGTERM", "SIGTERM");
+  await expect(running).rejects.toThrow(/^rank 1 was ended by SIGKILL in step 4/);
+  expect(logOf(launch, 1)).toBe("up\n");
+});
+
+test("a log that cannot be written ends no job", async () => {
+  const out = capture(process.stdout);
+  const launch = ranks(1, 'console.log("one"); console.error("two");');
+  capture(process.stderr);
+  mkdirSync(launch.folder);
+  symlinkSync("/dev/full", path.join(launch.folder, "rank-0.log"));
+  await launchRanks(launch);
+  expect(out.text).toBe("one\n");
 });

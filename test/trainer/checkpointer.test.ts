@@ -38,11 +38,7 @@ afterEach(async () => {
   rmSync(folder, { recursive: true });
 });
 
-function checkpointer(
-  name: string,
-  snapshot?: Snapshot,
-  ranks?: Ranks,
-): { checkpoints: Checkpointer; runDir: string } {
+function checkpointer(name: string, snapshot?: Snapshot, ranks?: Ranks): { checkpoints: Checkpointer; runDir: string } {
   const runDir = path.join(folder, name);
   mkdirSync(runDir);
   const checkpoints = new Checkpointer(runDir, { keepLast: 2, ...(snapshot && { snapshot }), ...(ranks && { ranks }) });
