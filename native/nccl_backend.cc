@@ -4,7 +4,9 @@
 
 #include "error.h"
 
-#if defined(GROVE_CUDA) && __has_include(<nccl.h>)
+// c10d's header wants those of libraries that nothing else here needs, and small toolkits lack: without them the rest is built all the same.
+#if defined(GROVE_CUDA) && __has_include(<nccl.h>) && __has_include(<cublas_v2.h>) && __has_include(<cublasLt.h>) && \
+    __has_include(<cusparse.h>) && __has_include(<cusolverDn.h>)
 #define USE_C10D_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #define GROVE_NCCL
@@ -107,7 +109,7 @@ std::unique_ptr<Backend> makeNcclBackend(c10::intrusive_ptr<c10d::Store> store, 
 #else
 
 std::unique_ptr<Backend> makeNcclBackend(c10::intrusive_ptr<c10d::Store>, Place, Milliseconds) {
-  throw EngineError("OP", "built without NCCL: a libtorch with CUDA and nccl.h (it comes with torch's CUDA wheels) are needed");
+  throw EngineError("OP", "built without NCCL: libtorch with CUDA is needed, nccl.h (it comes with torch's CUDA wheels), and the headers of cuBLAS, cuSPARSE and cuSOLVER");
 }
 
 #endif

@@ -147,11 +147,14 @@ function cudaInclude(torch) {
   return found;
 }
 
-/** Folder with nccl.h, which comes with torch's CUDA wheels; [] where only the system's folders can have it. @param {import("./libtorch.mjs").Libtorch} torch */
+/**
+ * Folder with nccl.h; [] where only the system's folders can have it. The one that came with torch's CUDA wheels first: c10d's classes have another
+ * layout with another NCCL. @param {import("./libtorch.mjs").Libtorch} torch
+ */
 function ncclInclude(torch) {
   const candidates = [
-    process.env.NCCL_HOME && join(process.env.NCCL_HOME, "include"),
     join(torch.dir, "..", "nvidia", "nccl", "include"),
+    process.env.NCCL_HOME && join(process.env.NCCL_HOME, "include"),
   ];
   return candidates.filter((path) => path && existsSync(join(path, "nccl.h"))).slice(0, 1);
 }
