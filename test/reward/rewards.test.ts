@@ -86,3 +86,11 @@ test("mean and standard deviation of few values", () => {
   expect(meanStd([4])).toEqual({ mean: 4, std: 0, count: 1 });
   expect(meanStd([]).mean).toBeNaN();
 });
+
+test("a rank that has no question asks no function", async () => {
+  const path = join(folder, "first.mjs");
+  writeFileSync(path, "export default ({ completions: [first, ...more] }) => [first.length, ...more.map(() => 0)];");
+  const rewards = createRewards([{ name: "first", path, weight: 1, timeoutS: 5 }]);
+  await rewards.score([]);
+  await rewards.close();
+});
