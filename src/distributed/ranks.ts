@@ -14,11 +14,14 @@ const LENGTH_BYTES = 8;
 export class Ranks {
   readonly rank: number;
   readonly world: number;
+  /** Ranks on this machine, which share its memory. */
+  readonly localWorld: number;
   /** null where a run is alone. */
   readonly group: ProcessGroup | null;
 
-  constructor(group: ProcessGroup | null) {
+  constructor(group: ProcessGroup | null, localWorld = 1) {
     this.group = group;
+    this.localWorld = localWorld;
     this.rank = group?.rank ?? 0;
     this.world = group?.world ?? 1;
   }
@@ -102,6 +105,10 @@ export const ALONE = new Ranks(null);
 
 /** Meets the other ranks of a job. @throws CollectiveError that names the ranks which do not come within `timeoutMs` */
 export function joinRanks(place: Place, { nccl, timeoutMs }: { nccl: boolean; timeoutMs: number }): Ranks {
-  const { rank, world, address, port, serve, attempt } = place;
-  return new Ranks(new ProcessGroup({ rank, world, address, port, nccl, timeoutMs, serve, name: `grove/${attempt}` }));
+  const { rank, world, localWorld, address, port, serve, attempt } = place;
+  const name = `grove/${attempt}`;
+  return new Ranks(
+    new ProcessGroup({ rank, world, address, port, nccl, timeoutMs: Math.ceil(timeoutMs), serve, name }),
+    localWorld,
+  );
 }

@@ -16,7 +16,7 @@ import type { CheckpointFile } from "./checkpoint.ts";
 import { type FileToWrite, writeCheckpoint, writePart } from "./checkpoint-folder.ts";
 import { announceFailure, announcePart, collectParts } from "./checkpoint-parts.ts";
 import { CheckpointThread } from "./checkpoint-thread.ts";
-import { Snapshot } from "./snapshot.ts";
+import { freeHostBytes, Snapshot } from "./snapshot.ts";
 
 /** How long the other ranks may take to write their parts where a run ends with an error, which may be that one of them is gone. */
 const CLOSING_MS = 5000;
@@ -36,7 +36,8 @@ export class Checkpointer {
     this.#runDir = runDir;
     this.#keepLast = options.keepLast;
     this.#ranks = options.ranks ?? ALONE;
-    this.#snapshot = options.snapshot ?? new Snapshot();
+    const { localWorld } = this.#ranks;
+    this.#snapshot = options.snapshot ?? new Snapshot(() => freeHostBytes() / localWorld); // the others take theirs just now
   }
 
   /**

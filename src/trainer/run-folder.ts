@@ -34,7 +34,7 @@ const FILES = { config: "config.yaml", metrics: "metrics.jsonl", completions: "c
 
 /** What a run leaves in its folder and a run that overwrites it removes; the log is kept. */
 const OWN_ENTRY =
-  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+\.json|\.?checkpoint-\d+.*|\.part-\d+.*)$/;
+  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+(-rank-\d+)?\.json|\.?checkpoint-\d+.*|\.part-\d+.*)$/;
 
 /** Where the ranks of a job leave their logs. */
 export const RANKS_FOLDER = "ranks";

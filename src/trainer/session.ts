@@ -42,6 +42,15 @@ const FREE_KNOBS = [
   /^(model\.recompute|optimizer\.offload)$/, // change no result
 ];
 
+/** Knobs that may differ among the ranks of a job: what they share the machines for, and what leads to no other collective. */
+const OWN_KNOBS = [
+  /^(device|threads|runDir)$/,
+  /^data\.(workers|prefetch|cacheDir|cacheGib)$/,
+  /^distributed\./,
+  /^trainer\.traceSteps/,
+  /^(model\.recompute|optimizer\.offload)$/,
+];
+
 /** An open training run. */
 export interface Session extends Pipeline {
   config: Config;
@@ -270,8 +279,8 @@ function trainable(model: Qwen2VL, config: Config) {
 }
 
 /** The knobs that all ranks of a job have alike. */
-function sharedKnobs(config: Config): Record<string, string> {
-  return Object.fromEntries([...leaves(config)].filter(([knob]) => !FREE_KNOBS.some((free) => free.test(knob))));
+export function sharedKnobs(config: Config): Record<string, string> {
+  return Object.fromEntries([...leaves(config)].filter(([knob]) => !OWN_KNOBS.some((own) => own.test(knob))));
 }
 
 /** `optimizer.learningRate: 0.001 -> 0.002` for every knob in which two configs differ, free ones left out. */

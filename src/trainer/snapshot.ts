@@ -146,7 +146,7 @@ function stagedFiles(files: readonly CheckpointFile[], memory: HostMemory): File
 }
 
 /** What the host has free for this process: a container may be given less than the machine has. */
-function freeHostBytes(): number {
+export function freeHostBytes(): number {
   const limit = process.constrainedMemory(); // 0, or more than there is, where there is none
   return limit > 0 ? Math.min(os.freemem(), limit - process.memoryUsage.rss()) : os.freemem();
 }

@@ -9,16 +9,18 @@ import type { Metrics } from "../types.ts";
 
 /**
  * Runs step number `step`, counted from 1. A step that is to be traced leaves trace-<step>.json in the run folder, for chrome://tracing, and says in
- * `trace/gpu_idle` which share of its time the device had nothing to do.
+ * `trace/gpu_idle` which share of its time the device had nothing to do. Ranks other than the first write trace-<step>-rank-<n>.json.
  */
 export async function tracedStep(
   config: Config,
   runDir: string,
   step: number,
+  rank: number,
   run: () => Promise<Metrics>,
 ): Promise<Metrics> {
   if (!config.trainer.traceSteps.includes(step)) return run();
-  const file = path.join(runDir, `trace-${String(step).padStart(6, "0")}.json`);
+  const share = rank === 0 ? "" : `-rank-${rank}`;
+  const file = path.join(runDir, `trace-${String(step).padStart(6, "0")}${share}.json`);
   const { result, summary } = await recordTrace(file, run);
   const { seconds, busyS, kernels } = summary;
   log.info({ file, seconds, busyS, longest: kernels.slice(0, 10) }, "traced a step");

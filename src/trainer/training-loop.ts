@@ -88,7 +88,7 @@ export async function trainingLoop(
     if (before !== null) folder.writeMetrics(0, before);
     const eta = new Eta();
     while (done < steps && !agreeOnStop()) {
-      const metrics = await tracedStep(config, folder.dir, done + 1, () => training.runStep(done));
+      const metrics = await tracedStep(config, folder.dir, done + 1, ranks.rank, () => training.runStep(done));
       done++;
       hooks.onProgress?.({ step: done, steps, metrics, etaS: eta.tick(steps - done) });
       const evaluated = isEvalDue(done) && !agreeOnStop() ? await training.evaluate(stop.requested) : null;

@@ -156,8 +156,8 @@ test("whoever closes in the middle, as a run that ends with an error does, waits
 });
 
 /** Rank 1 of 2; `post` takes what it tells rank 0, `othersHold` is whether rank 0 writes in place. */
-const secondRank = (post: (key: string) => void, othersHold: boolean) =>
-  ({ rank: 1, world: 2, group: { post }, any: (flag: boolean) => flag || othersHold }) as unknown as Ranks;
+const secondRank = (post: (key: string) => void, othersHold: boolean, localWorld = 2) =>
+  ({ rank: 1, world: 2, localWorld, group: { post }, any: (flag: boolean) => flag || othersHold }) as unknown as Ranks;
 
 test("where rank 0 has no room for a snapshot the others hand their parts over before they go on, else beside training", async () => {
   for (const othersHold of [true, false]) {
@@ -179,4 +179,15 @@ test("a rank whose rank 0 has gone fails with an error, in the background too", 
   const { checkpoints } = checkpointer("lost", undefined, ranks);
   await checkpoints.save(5, files());
   await expect(checkpoints.saved()).rejects.toThrow("the store has gone");
+});
+
+test("the ranks of a machine share what it has free for snapshots", async () => {
+  const posted: string[] = [];
+  const { checkpoints } = checkpointer(
+    "crowded",
+    undefined,
+    secondRank((key) => posted.push(key), false, 1e12),
+  );
+  await checkpoints.save(5, files()); // no room for one of so many: in place
+  expect(posted).toEqual(["checkpoint/5/1"]);
 });

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { configSchema } from "../../src/config/schema.ts";
 import { totalSteps } from "../../src/trainer/schedule.ts";
-import { changedKnobs } from "../../src/trainer/session.ts";
+import { changedKnobs, sharedKnobs } from "../../src/trainer/session.ts";
 
 const config = (more: object = {}) => configSchema.parse({ model: { path: "m" }, ...more });
 
@@ -20,6 +20,20 @@ test("knobs that make another run are named, those that do not are left out", ()
     "trainer.steps: unset -> 12",
   ]);
   expect(changedKnobs(after, after)).toEqual([]);
+});
+
+test("ranks must agree in all that leads to a collective, and in nothing that is a machine's own", () => {
+  const knobs = (more: object) => sharedKnobs(config(more));
+  const own = { device: "cuda", threads: 4, data: { workers: 7, cacheDir: "x" }, distributed: { timeoutS: 9 } };
+  expect(knobs(own)).toEqual(knobs({}));
+  for (const more of [
+    { trainer: { saveEvery: 3 } },
+    { trainer: { evalEvery: 9 } },
+    { trainer: { evalLimit: 5 } },
+    { trainer: { saveFinal: false } },
+    { eval: { batchSize: 3 } },
+  ])
+    expect(knobs(more)).not.toEqual(knobs({}));
 });
 
 test("steps: as many as the config says, or as its epochs take", () => {

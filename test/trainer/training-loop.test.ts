@@ -4,6 +4,7 @@ import path from "node:path";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { type Config, configSchema } from "../../src/config/schema.ts";
 import { RunFolder, readMetrics } from "../../src/trainer/run-folder.ts";
+import { tracedStep } from "../../src/trainer/step-trace.ts";
 import { type Training, trainingLoop } from "../../src/trainer/training-loop.ts";
 import type { Metrics } from "../../src/types.ts";
 
@@ -129,6 +130,16 @@ test("a step that is to be traced leaves a trace, the others none", async () => 
   expect(readdirSync(runDir).filter((name) => name.startsWith("trace"))).toEqual(["trace-000002.json"]);
   expect(JSON.parse(readFileSync(path.join(runDir, "trace-000002.json"), "utf8"))).toHaveProperty("traceEvents");
   expect(readMetrics(path.join(runDir, "metrics.jsonl")).map(({ loss }) => loss)).toEqual([0, 1, 2]);
+});
+
+test("the ranks of a job leave a trace each", async () => {
+  const config = configSchema.parse({ model: { path: "m" }, runDir, trainer: { traceSteps: [2] } });
+  for (const rank of [0, 3]) await tracedStep(config, runDir, 2, rank, async () => ({}));
+  expect(
+    readdirSync(runDir)
+      .filter((name) => name.startsWith("trace"))
+      .sort(),
+  ).toEqual(["trace-000002-rank-3.json", "trace-000002.json"]);
 });
 
 test("without saveFinal a run leaves its periodic checkpoints and no model", async () => {
