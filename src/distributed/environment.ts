@@ -174,12 +174,10 @@ function isOnOneMachine(env: Environment): boolean {
   return env.OMPI_COMM_WORLD_LOCAL_SIZE === env.OMPI_COMM_WORLD_SIZE;
 }
 
-/** The first machine of a SLURM list: `gpu[07-12,15],login` gives gpu07. */
+/** The first machine of a SLURM list: `gpu[07-12,15],login` gives gpu07, `r[1-2]n[04-08]` r1n04. */
 export function firstHost(list: string | undefined): string | undefined {
-  const match = /^([^,[]+)(?:\[([^\]]*)\]([^,]*))?/.exec(list ?? "");
-  if (match === null) return undefined;
-  const [, head, numbers, tail] = match;
-  return numbers === undefined ? head : `${head}${/^\d*/.exec(numbers)?.[0]}${tail}`;
+  const first = /^(?:[^,[]|\[[^\]]*\])+/.exec(list ?? "")?.[0];
+  return first?.replace(/\[(\d+)[^\]]*\]/g, "$1");
 }
 
 /** Tasks on a node from SLURM's `2(x3),1`: two on each of the first three nodes, one on the fourth. */

@@ -118,6 +118,7 @@ test("SLURM's lists", () => {
   expect(firstHost("a-1,b-2")).toBe("a-1");
   expect(firstHost("gpu[07-12,15],x")).toBe("gpu07");
   expect(firstHost("rack[3,5]-ib")).toBe("rack3-ib");
+  expect(firstHost("r[1-2]i[0,3]n[04-08],login")).toBe("r1i0n04");
   expect(firstHost("")).toBeUndefined();
   expect(["0", "1", "2", "3", "4"].map((node) => tasksOnNode("2(x3),1", node))).toEqual([
     "2",
