@@ -26,6 +26,7 @@ export default defineConfig({
           exclude: ["test/*.test.ts", ...UNIT, GPU, E2E],
           setupFiles: ["test/setup/no-leaks.ts"],
           testTimeout: 120_000,
+          hookTimeout: 60_000,
         },
       },
       {
