@@ -8,7 +8,7 @@
  *
  * As in training, the questions of a batch follow each other without a wait for the device: first all of the reference's, then all of the policy's.
  * Times are a question's share of them.
- * --trace also writes a trace of one more question, for chrome://tracing, and prints its kernels.
+ * --trace also writes a trace of one more batch, for chrome://tracing, and prints its kernels.
  *
  * On the CPU (`--device cpu --shape tiny`) it runs in float32 and says little: that is for trying it out.
  */

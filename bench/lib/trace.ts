@@ -5,7 +5,9 @@ import type { TraceSummary } from "../../src/torch/trace.ts";
 const ROWS = 30;
 const WIDTH = 90;
 
-export function traceTable({ seconds, busyS, kernels }: TraceSummary): string[] {
+export function traceTable(summary: TraceSummary | null): string[] {
+  if (summary === null) return ["trace: could not be written"];
+  const { seconds, busyS, kernels } = summary;
   const ms = (s: number) => (1000 * s).toFixed(2).padStart(9);
   return [
     `trace: ${(1000 * seconds).toFixed(1)} ms, the device busy ${((100 * busyS) / seconds).toFixed(1)} % of them`,

@@ -25,7 +25,8 @@ export interface TraceSummary {
 }
 
 /**
- * Runs `body`, writes its trace to `file` and sums it up. One recording at a time.
+ * Runs `body`, writes its trace to `file` and sums it up; the sum is null where the file could not be written whole (no room, no folder), since what
+ * `body` did is worth more than its trace. One recording at a time.
  * @param options operators: also what the host calls, on the CPU the only thing there is to see
  * @throws NativeError when a recording is under way already
  */
@@ -33,7 +34,7 @@ export async function recordTrace<T>(
   file: string,
   body: () => T | Promise<T>,
   options: { operators?: boolean } = {},
-): Promise<{ result: T; summary: TraceSummary }> {
+): Promise<{ result: T; summary: TraceSummary | null }> {
   const attempt = (what: string, run: () => void) => {
     try {
       run();
@@ -53,7 +54,15 @@ export async function recordTrace<T>(
   } finally {
     attempt("profileStop", () => addon.profileStop(file));
   }
-  return { result, summary: summarizeTrace(JSON.parse(readFileSync(file, "utf8")), seconds) };
+  return { result, summary: summaryOf(file, seconds) };
+}
+
+function summaryOf(file: string, seconds: number): TraceSummary | null {
+  try {
+    return summarizeTrace(JSON.parse(readFileSync(file, "utf8")), seconds);
+  } catch {
+    return null;
+  }
 }
 
 /** An event of Chrome's format, as far as it is read here; times in microseconds. */

@@ -22,6 +22,10 @@ export async function tracedStep(
   const share = rank === 0 ? "" : `-rank-${rank}`;
   const file = path.join(runDir, `trace-${String(step).padStart(6, "0")}${share}.json`);
   const { result, summary } = await recordTrace(file, run);
+  if (summary === null) {
+    log.warn({ file }, "the trace of a step could not be written: is there room on the disk? The run goes on");
+    return result;
+  }
   const { seconds, busyS, kernels } = summary;
   log.info({ file, seconds, busyS, longest: kernels.slice(0, 10) }, "traced a step");
   return { ...result, ...(cudaAvailable() && { "trace/gpu_idle": 1 - busyS / seconds }) };
