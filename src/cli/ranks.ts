@@ -8,6 +8,7 @@ import { LAUNCHER, type Launch, launchWithRestarts, type RankReport } from "../d
 import type { Ranks } from "../distributed/ranks.ts";
 import { ConfigError } from "../errors.ts";
 import { log } from "../log.ts";
+import { visibleGpus } from "./gpus.ts";
 
 /** A rank of a job, or a run that is alone. */
 export interface RankRun {
@@ -64,6 +65,31 @@ export async function asRanks(
   await ranks.leave();
 }
 
+/** How many ranks a job has that a command begins or belongs to, and who says so. */
+export interface RankCount {
+  ranks: number;
+  from: string;
+}
+
+/**
+ * As asRanks decides, for a plan: without libtorch, so that GPUs are counted as the driver's tool sees them.
+ * @throws ConfigError where nproc does not fit
+ */
+export function plannedRanks(config: Config, nproc?: number): RankCount {
+  const place = readPlace(process.env);
+  if (place !== null && !isPod(place, nproc)) return { ranks: place.world, from: place.startedBy };
+  const machines = place?.world ?? 1;
+  const count = nproc ?? (config.device === "cuda" ? oneEach(visibleGpus().length, config) : 1);
+  checkCount(config, count * machines, nproc);
+  const here =
+    nproc !== undefined
+      ? `--nproc ${nproc}`
+      : config.device === "cuda"
+        ? "the visible GPUs"
+        : `device: ${config.device}`;
+  return { ranks: count * machines, from: machines > 1 ? `${here} on each of ${machines} machines` : here };
+}
+
 /** A pod of Kubeflow's that starts several ranks itself. */
 function isPod(place: Place, nproc: number | undefined): boolean {
   return place.startedBy === "Kubeflow" && nproc !== undefined && nproc > 1;
@@ -72,7 +98,12 @@ function isPod(place: Place, nproc: number | undefined): boolean {
 async function defaultCount(config: Config): Promise<number> {
   if (config.device !== "cuda") return 1; // the CPU, or one GPU that was named
   const { deviceCount } = await import("../torch/cuda.ts");
-  return Math.max(1, Math.min(deviceCount(), config.trainer.questionsPerStep));
+  return oneEach(deviceCount(), config);
+}
+
+/** A rank for each GPU, as far as there are questions for them. */
+function oneEach(gpus: number, { trainer }: Config): number {
+  return Math.max(1, Math.min(gpus, trainer.questionsPerStep));
 }
 
 function checkCount({ device, trainer }: Config, world: number, nproc: number | undefined): void {

@@ -307,6 +307,14 @@ const distributed = z.strictObject({
     .positive()
     .default(1800)
     .meta({ description: "A rank that the others wait for so long, in seconds, has failed: the job ends." }),
+  shardGradients: z.boolean().default(false).meta({
+    description:
+      "Of several ranks each keeps the gradients of its own part only; a layer's are summed while the one before is computed.",
+  }),
+  shardReference: z.boolean().default(false).meta({
+    description:
+      "Of several ranks each keeps a part of the reference policy; a layer's weights are gathered when it is their turn.",
+  }),
 });
 
 /** The seed leaves top_k unset, and transformers' default fills in this. */
