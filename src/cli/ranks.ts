@@ -9,6 +9,7 @@ import type { Ranks } from "../distributed/ranks.ts";
 import { ConfigError } from "../errors.ts";
 import { log } from "../log.ts";
 import { visibleGpus } from "./gpus.ts";
+import { renderError } from "./render-error.ts";
 
 /** A rank of a job, or a run that is alone. */
 export interface RankRun {
@@ -60,9 +61,22 @@ export async function asRanks(
   const index = /^cuda:(\d+)$/.exec(own.device)?.[1];
   if (index !== undefined) setDevice(Number(index));
   const nccl = own.device !== "cpu";
-  const ranks = joinRanks(place, { nccl, timeoutMs: config.distributed.timeoutS * 1000 });
-  await work({ ranks, config: own, report: (report) => process.send?.(report) });
+  const { timeoutS, heartbeatS } = config.distributed;
+  const limits = { timeoutMs: timeoutS * 1000, heartbeatMs: heartbeatS * 1000 };
+  const ranks = joinRanks(place, { nccl, ...limits, log: logOf(config, place) });
+  try {
+    await work({ ranks, config: own, report: (report) => process.send?.(report) });
+  } catch (error) {
+    ranks.fail(renderError(error));
+    throw error;
+  }
   await ranks.leave();
+}
+
+/** What a rank leaves to read: all that it prints where our launcher keeps it, else its own log. */
+function logOf({ runDir }: Config, { rank, startedBy }: Place): string {
+  if (startedBy === "grove --nproc") return path.join(runDir, "ranks", `rank-${rank}.log`);
+  return rank === 0 ? path.join(runDir, "log.jsonl") : path.join(runDir, "ranks", `rank-${rank}.jsonl`);
 }
 
 /** How many ranks a job has that a command begins or belongs to, and who says so. */

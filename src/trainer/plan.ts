@@ -121,7 +121,8 @@ function featureBytes(
   const recurs =
     steps === undefined ? epochs > 1 : records === undefined || steps * config.trainer.questionsPerStep > records;
   const { freezeVision } = config.model;
-  const keeps = stage === "grpo" ? freezeVision || (recurs && klCoef > 0) : freezeVision && recurs;
+  const wholeReference = klCoef > 0 && !(ranks > 1 && config.distributed.shardReference); // only such a one keeps what its tower says
+  const keeps = stage === "grpo" ? freezeVision || (recurs && wholeReference) : freezeVision && recurs;
   if (!keeps || size.vision === 0) return 0;
   const question = size.vision * shape.text.hiddenSize * bytesOf(config.dtype);
   const unlimited = Number.POSITIVE_INFINITY;

@@ -307,6 +307,10 @@ test("features that are kept count: of a step's questions, or of all that may be
   expect(kept("grpo", {}, { steps: 3 })).toBe(3 * 8 * question);
   expect(kept("grpo", {}, { steps: 3, klCoef: 0 })).toBeUndefined();
   expect(kept("grpo", {}, { epochs: 2 })).toBe(2 ** 30);
+  const shared = config({ trainer: { steps: 3 }, distributed: { shardReference: true } });
+  const names = memoryParts("grpo", shared, seven, seed, { ranks: 2 }).map(({ name }) => name);
+  expect(names).toContain("reference");
+  expect(names).not.toContain("features kept"); // of a reference whose tower is gathered each time
   expect(kept("sft", { freezeVision: true })).toBeUndefined();
   expect(kept("sft", { freezeVision: true }, { epochs: 2 })).toBe(2 ** 30);
 });
