@@ -121,6 +121,19 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
   return specs;
 }
 
+const PART = /^((?:model\.layers|visual\.blocks)\.\d+|visual\.patch_embed|visual\.merger|model\.embed_tokens)\./;
+
+/**
+ * The part of the model that a parameter belongs to: what a pass uses together, and walks back together. `visual.patch_embed`, `visual.blocks.<i>`,
+ * `visual.merger`, `model.embed_tokens`, `model.layers.<i>`, or HEAD: the final norm and, unless that is the embedding, the head.
+ */
+export function partOf(parameter: string): string {
+  return PART.exec(parameter)?.[1] ?? HEAD;
+}
+
+export const HEAD = "head";
+export const EMBEDDING = "model.embed_tokens";
+
 /** The parameters grouped as the forward pass reads them. The tensors are the parameters' own. */
 export function groupWeights(
   config: Qwen2VLConfig,
