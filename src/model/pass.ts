@@ -14,11 +14,11 @@ import { PackedPlan } from "./attention.ts";
 import { ChunkedLogprobs } from "./lm-head.ts";
 import { mediaOf, type Packed } from "./packed.ts";
 import type { Qwen2VLConfig } from "./qwen2vl/config.ts";
-import type { TextWeights, VisionWeights } from "./qwen2vl/parameters.ts";
+import { PARTS, type TextWeights, type VisionWeights } from "./qwen2vl/parameters.ts";
 import { embedTokens, rmsNorm, textLayers } from "./qwen2vl/text.ts";
 import { visionBatch, visionTower } from "./qwen2vl/vision.ts";
 import type { Rope } from "./rope.ts";
-import { plainStep, type Recompute, type Step, Tape } from "./tape.ts";
+import { type PartWatch, plainStep, type Recompute, type Step, Tape } from "./tape.ts";
 
 export interface PassOptions {
   /** Whether backward() will be called. */
@@ -59,10 +59,12 @@ export class PackedPass implements Disposable {
   readonly #head: ChunkedLogprobs;
   readonly #tape: Tape | null;
   readonly #owned: Disposable[] = [];
+  readonly #isTied: boolean;
   #walked = false;
 
   constructor(model: PassModel, pack: Packed, options: PassOptions) {
     this.#tape = options.grad ? new Tape() : null;
+    this.#isTied = model.config.tieWordEmbeddings;
     try {
       this.#head = scope(() => this.#forward(model, pack, options));
     } catch (error) {
@@ -73,8 +75,11 @@ export class PackedPass implements Disposable {
     this.entropy = this.#head.entropy;
   }
 
-  /** Adds the gradient of sum_t dLogprobs[t] * logprobs[t] to every parameter's. dLogprobs [Tc], any float type. Once per pass. */
-  backward(dLogprobs: Tensor): void {
+  /**
+   * Adds the gradient of sum_t dLogprobs[t] * logprobs[t] to every parameter's. dLogprobs [Tc], any float type. Once per pass.
+   * @param watch told of each part that has trained parameters, from the head to the patch embedding; of a tied embedding before the head, too
+   */
+  backward(dLogprobs: Tensor, watch?: PartWatch): void {
     const tape = this.#tape;
     invariant(tape !== null, "backward of a pass that was made with grad: false");
     invariant(!this.#walked, "a pass has one backward");
@@ -82,7 +87,9 @@ export class PackedPass implements Disposable {
       throw new ShapeError("pass.backward", `dLogprobs [${this.logprobs.size(0)}]`, dLogprobs.shape);
     }
     this.#walked = true;
-    scope(() => tape.backward(this.#head.backward(dLogprobs)));
+    if (this.#isTied) watch?.before(PARTS.embedding);
+    watch?.before(PARTS.head);
+    scope(() => tape.backward(this.#head.backward(dLogprobs), watch));
   }
 
   [Symbol.dispose](): void {
@@ -108,14 +115,16 @@ export class PackedPass implements Disposable {
 
     const { features, trained } = this.#features(model, pack, options);
     // features that want no gradient are a constant of the first step
-    const embedded = step(trained ? features : null, (input) =>
-      embedTokens(pack.ids, trained ? input : features, text, config),
+    const embedded = step(
+      trained ? features : null,
+      (input) => embedTokens(pack.ids, trained ? input : features, text, config),
+      PARTS.embedding,
     );
     const hidden = textLayers(embedded, text, config, rope, plan, step, recompute);
     embedded.free();
-    const predicting = step(hidden, (input) =>
-      rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps),
-    );
+    const normed = (input: Tensor | null) =>
+      rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps);
+    const predicting = step(hidden, normed, PARTS.head);
     hidden.free();
     this.#ownTensors([predicting]);
     return new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });

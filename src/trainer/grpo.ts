@@ -165,7 +165,7 @@ async function updatePolicy(
   const { freezeVision } = config.model;
   const keepOld = config.trainer.iterations > 1 && oldLogprobs.length === 0;
   const stats: Tensor[] = []; // [7] per pack, see LOSS_STATS
-  optimizer.zeroGrad();
+  optimizer.zeroGrad(packs.length);
   try {
     for (const [i, pack] of packs.entries()) {
       scope(() => {
@@ -185,7 +185,7 @@ async function updatePolicy(
           },
           config.trainer,
         );
-        pass.backward(loss.gradient);
+        optimizer.backward((watch) => pass.backward(loss.gradient, watch));
         stats.push(keep(loss.stats));
         if (keepOld) oldLogprobs.push(keep(clone(pass.logprobs)));
       });

@@ -20,7 +20,7 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 import { BLOCK, type Bucket, bucketLayout } from "./flat-layout.ts";
 import { flattenWeights } from "./flat-weights.ts";
-import { WholeGradients } from "./gradients.ts";
+import { type Backward, WholeGradients } from "./gradients.ts";
 import { createMoments, MOMENT_DTYPES, type MomentKind, type Moments } from "./moments.ts";
 
 const adamw = op("grove::adamw_");
@@ -140,8 +140,14 @@ export class AdamW implements Disposable {
     return this.#updates;
   }
 
-  zeroGrad(): void {
-    this.#gradients.begin();
+  /** Clears gradients, for an update from so many backward passes of this rank: all of those through backward(), or none. */
+  zeroGrad(passes = 0): void {
+    this.#gradients.begin(passes);
+  }
+
+  /** The backward pass of a part of the batch. */
+  backward(run: Backward): void {
+    this.#gradients.backward(run);
   }
 
   /** Makes the gradients, each rank's of its share of a batch, those of the whole batch, each rank's in its parts. */

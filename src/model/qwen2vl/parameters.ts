@@ -121,18 +121,23 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
   return specs;
 }
 
-const PART = /^((?:model\.layers|visual\.blocks)\.\d+|visual\.patch_embed|visual\.merger|model\.embed_tokens)\./;
+/** Parts of the model: what a pass uses together, and walks back together. */
+export const PARTS = {
+  patchEmbed: "visual.patch_embed",
+  block: (i: number) => `visual.blocks.${i}`,
+  merger: "visual.merger",
+  embedding: "model.embed_tokens",
+  layer: (i: number) => `model.layers.${i}`,
+  head: "head", // the final norm and, unless that is the embedding, the head
+};
 
-/**
- * The part of the model that a parameter belongs to: what a pass uses together, and walks back together. `visual.patch_embed`, `visual.blocks.<i>`,
- * `visual.merger`, `model.embed_tokens`, `model.layers.<i>`, or HEAD: the final norm and, unless that is the embedding, the head.
- */
+const NAMED_AFTER_THEIR_PART =
+  /^((?:model\.layers|visual\.blocks)\.\d+|visual\.patch_embed|visual\.merger|model\.embed_tokens)\./;
+
+/** The part that a parameter belongs to. */
 export function partOf(parameter: string): string {
-  return PART.exec(parameter)?.[1] ?? HEAD;
+  return NAMED_AFTER_THEIR_PART.exec(parameter)?.[1] ?? PARTS.head;
 }
-
-export const HEAD = "head";
-export const EMBEDDING = "model.embed_tokens";
 
 /** The parameters grouped as the forward pass reads them. The tensors are the parameters' own. */
 export function groupWeights(
