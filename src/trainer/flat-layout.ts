@@ -1,7 +1,7 @@
 /** Where parameters lie in the optimizer's flat buffers, and what these take: plain arithmetic, no tensor. */
 
 import type { Config } from "../config/schema.ts";
-import { partOf } from "../model/qwen2vl/parameters.ts";
+import { byPart, lastingPart, partOf } from "../model/qwen2vl/parameters.ts";
 
 /** Parameters start at multiples of this many elements: a block of 8-bit moments has one scale (native/adamw_element.h) and one parameter. */
 export const BLOCK = 256;
@@ -35,23 +35,21 @@ export interface BucketLayout {
   starts: number[]; // of each parameter in the flat layout
   size: number;
   buckets: Bucket[]; // one behind the other
+  lasting: string | null; // see lastingPart
 }
 
 /** Where parameters lie whose gradients and weights travel among `world` ranks; one rank has a single bucket. */
 export function bucketLayout(parameters: readonly { name: string; numel: number }[], world: number): BucketLayout {
-  const layout: BucketLayout = { starts: [], size: 0, buckets: [] };
-  for (let first = 0; first < parameters.length; ) {
-    const part = world === 1 ? "all" : partOf((parameters[first] as { name: string }).name);
-    const others = parameters.findIndex(({ name }, i) => i > first && world > 1 && partOf(name) !== part);
-    const members = parameters.slice(first, others === -1 ? parameters.length : others);
+  const lasting = lastingPart(parameters.map(({ name }) => name));
+  const layout: BucketLayout = { starts: [], size: 0, buckets: [], lasting };
+  for (const members of world === 1 ? [parameters] : byPart(parameters)) {
     const { starts, size } = flatLayout(
       members.map(({ numel }) => numel),
       world,
     );
     layout.starts.push(...starts.map((start) => layout.size + start));
-    layout.buckets.push({ part, begin: layout.size, size });
+    layout.buckets.push({ part: partOf(members[0]?.name ?? ""), begin: layout.size, size });
     layout.size += size;
-    first += members.length;
   }
   return layout;
 }

@@ -9,8 +9,19 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 import type { Bucket, BucketLayout } from "./flat-layout.ts";
 
+export interface Gradients extends Disposable {
+  /** Of each bucket this rank's part; that of the whole batch once reduce() has been called. */
+  readonly own: readonly Tensor[];
+  /** Clears all gradients, for an update from so many backward passes of this rank. */
+  begin(passes: number): void;
+  /** Makes one of them. */
+  backward(run: Backward): void;
+  /** Each rank's gradients, of its share of a batch, become those of the whole batch, each rank's in its parts. */
+  reduce(): void;
+}
+
 /** A parameter and the memory that its gradient is added to. */
-interface View {
+export interface View {
   weight: Tensor;
   grad: Tensor;
 }
@@ -23,8 +34,7 @@ export type Backward = (watch: PartWatch | undefined) => void;
  * in place, once the walk has passed its part, beside the walk over the parts before it. Buckets go from the last to the first, on every rank: those that
  * a pass does not come to (it has no picture; the rank has no pass at all) follow in reduce().
  */
-export class WholeGradients implements Disposable {
-  /** Of each bucket this rank's part; that of the whole batch once reduce() has been called. */
+export class WholeGradients implements Gradients {
   readonly own: readonly Tensor[];
   readonly #layout: BucketLayout;
   readonly #ranks: Ranks;
@@ -52,7 +62,6 @@ export class WholeGradients implements Disposable {
     this.#watch = { before: () => {}, after };
   }
 
-  /** Clears all gradients, for an update from so many backward passes. */
   begin(passes: number): void {
     zero_(this.#flat);
     this.#passesLeft = passes;
@@ -64,7 +73,6 @@ export class WholeGradients implements Disposable {
     run(isLast ? this.#watch : undefined);
   }
 
-  /** Each rank's gradients, of its share of a batch, become those of the whole batch, each rank's in its parts. */
   reduce(): void {
     for (const { part } of this.#layout.buckets) this.#ready.add(part);
     this.#startReady();

@@ -20,8 +20,9 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 import { BLOCK, type Bucket, bucketLayout } from "./flat-layout.ts";
 import { flattenWeights } from "./flat-weights.ts";
-import { type Backward, WholeGradients } from "./gradients.ts";
+import { type Backward, type Gradients, WholeGradients } from "./gradients.ts";
 import { createMoments, MOMENT_DTYPES, type MomentKind, type Moments } from "./moments.ts";
+import { ShardedGradients } from "./sharded-gradients.ts";
 
 const adamw = op("grove::adamw_");
 const normOf = op("grove::grad_norm");
@@ -59,7 +60,7 @@ export class AdamW implements Disposable {
   readonly #config: Config["optimizer"];
   readonly #ranks: Ranks;
   readonly #shares: Share[]; // of each bucket
-  readonly #gradients: WholeGradients;
+  readonly #gradients: Gradients;
   readonly #weights: Tensor | null; // flat, of several ranks
   readonly #low: Tensor | null; // int16, of this rank's parts
   readonly #moments: Moments; // of this rank's parts
@@ -69,8 +70,15 @@ export class AdamW implements Disposable {
    * Takes over the gradients of the parameters: from now on `tensor.grad` of each is a view of memory of the optimizer.
    * @param seed with a parameter's name, the number of the update and the place in the parameter, the key of what rounds moments of few bits
    * @param ranks that make the same updates together; their weights move into one flat buffer
+   * @param options.shardGradients every rank keeps its parts of the gradients alone
    */
-  constructor(parameters: readonly Parameter[], config: Config["optimizer"], seed = 0, ranks: Ranks = ALONE) {
+  constructor(
+    parameters: readonly Parameter[],
+    config: Config["optimizer"],
+    seed = 0,
+    ranks: Ranks = ALONE,
+    options: { shardGradients?: boolean } = {},
+  ) {
     this.#config = config;
     this.#ranks = ranks;
     const { device, dtype } = (parameters[0] as Parameter).tensor;
@@ -81,7 +89,8 @@ export class AdamW implements Disposable {
     const { starts, size, buckets } = layout;
     const own = size / ranks.world;
     this.#weights = ranks.world > 1 ? flattenWeights(parameters, starts, size) : null;
-    this.#gradients = new WholeGradients(parameters, layout, ranks);
+    const isSharded = options.shardGradients === true && ranks.world > 1;
+    this.#gradients = new (isSharded ? ShardedGradients : WholeGradients)(parameters, layout, ranks);
     this.#low = dtype === "bfloat16" ? keep(zeros([own], { dtype: "int16", device })) : null;
     this.#moments = createMoments(config.moments, own, device, config.offload);
     const keyed = parameters.map(({ name, tensor }, i) => {

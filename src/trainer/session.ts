@@ -46,7 +46,7 @@ const FREE_KNOBS = [
 const OWN_KNOBS = [
   /^(device|threads|runDir)$/,
   /^data\.(workers|prefetch|cacheDir|cacheGib)$/,
-  /^distributed\./,
+  /^distributed\.(?!shard)/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/,
 ];
@@ -113,7 +113,9 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
     const startWeights = state?.start ?? fingerprint(model.parameters);
     ranks.requireSame({ weights: fingerprint(model.parameters) });
-    const optimizer = own(new AdamW(trainable(model, config), config.optimizer, config.seed, ranks));
+    const optimizer = own(
+      new AdamW(trainable(model, config), config.optimizer, config.seed, ranks, config.distributed),
+    );
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
     const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast, ranks });
