@@ -18,7 +18,7 @@ import { PARTS, type TextWeights, type VisionWeights } from "./qwen2vl/parameter
 import { embedTokens, rmsNorm, textLayers } from "./qwen2vl/text.ts";
 import { visionBatch, visionTower } from "./qwen2vl/vision.ts";
 import type { Rope } from "./rope.ts";
-import { type PartWatch, plainStep, type Recompute, type Step, Tape } from "./tape.ts";
+import { type PartWatch, plainStep, type Recompute, type Step, Tape, watched } from "./tape.ts";
 
 export interface PassOptions {
   /** Whether backward() will be called. */
@@ -29,6 +29,11 @@ export interface PassOptions {
   freezeVision?: boolean | undefined;
   /** Features per group (its images in order, then its videos), as visionFeatures(mediaOf([prompt])) gives them; implies freezeVision. */
   visionCache?: readonly (Tensor | null)[] | undefined;
+  /**
+   * Told which part's weights the forward comes to and is done with, from the patch embedding to the head, for weights that are not always there. A
+   * backward needs them too: not with grad.
+   */
+  watch?: PartWatch | undefined;
   /** `dense` attends by masks instead of the fused op: slow, the reference in tests. */
   attention?: "auto" | "fused" | "dense" | undefined;
 }
@@ -105,7 +110,9 @@ export class PackedPass implements Disposable {
   #forward(model: PassModel, pack: Packed, options: PassOptions): ChunkedLogprobs {
     const { config, device, text } = model;
     const recompute = planOf(options.recompute).text;
-    const step = this.#stepFor(recompute);
+    const { watch } = options;
+    invariant(watch === undefined || this.#tape === null, "a pass with a backward needs its weights where they are");
+    const step = watched(this.#stepFor(recompute), watch);
     const plan = this.#own(new PackedPlan(pack, options.attention));
     const rope = model.textRope.table(pack.positions, model.dtype);
     this.#ownTensors([rope.cos, rope.sin]);
@@ -124,10 +131,13 @@ export class PackedPass implements Disposable {
     embedded.free();
     const normed = (input: Tensor | null) =>
       rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps);
-    const predicting = step(hidden, normed, PARTS.head);
+    watch?.before(PARTS.head);
+    const predicting = this.#stepFor(recompute)(hidden, normed, PARTS.head);
     hidden.free();
     this.#ownTensors([predicting]);
-    return new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });
+    const head = new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });
+    watch?.after(PARTS.head);
+    return head;
   }
 
   #stepFor(recompute: Recompute): Step {
@@ -149,7 +159,7 @@ export class PackedPass implements Disposable {
     this.#ownTensors([batch.pixels, batch.rope.cos, batch.rope.sin]);
     const trained = this.#tape !== null && options.freezeVision !== true;
     const recompute = trained ? planOf(options.recompute).vision : "none";
-    const step = trained ? this.#stepFor(recompute) : plainStep;
+    const step = trained ? this.#stepFor(recompute) : watched(plainStep, options.watch);
     const features = visionTower(batch, model.vision, config, step, recompute);
     if (!trained) this.#ownTensors([features]);
     return { features, trained };

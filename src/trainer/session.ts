@@ -156,16 +156,25 @@ export async function closeSession(session: Session): Promise<void> {
  * The reference policy: the model as it was before the first step, a copy of the policy in a new run, read or drawn again in a resumed one.
  * @throws CheckpointError when the weights at model.path are no longer those the run started from.
  */
-export function openReference({ config, model, firstStep, startWeights }: Session): Qwen2VL {
+export function openReference(session: Session): Qwen2VL {
+  const { config, model, firstStep } = session;
   const reference = firstStep === 0 ? model.clone() : openModel(config);
-  if (fingerprint(reference.parameters) !== startWeights) {
+  try {
+    requireStartWeights(session, fingerprint(reference.parameters));
+  } catch (error) {
     reference[Symbol.dispose]();
-    throw new CheckpointError(
-      config.model.path,
-      "holds other weights than those this run started from; they are its reference policy",
-    );
+    throw error;
   }
   return reference;
+}
+
+/** @throws CheckpointError unless weights with this fingerprint are those the run started from */
+export function requireStartWeights({ config, startWeights }: Session, found: string): void {
+  if (found === startWeights) return;
+  throw new CheckpointError(
+    config.model.path,
+    "holds other weights than those this run started from; they are its reference policy",
+  );
 }
 
 /**

@@ -44,7 +44,7 @@ function outcome({ runDir }: Config) {
 
 /** Numbers equal to 1e-6 of the larger, or of `scale` where they are smaller than that. */
 function expectClose(a: number, b: number, scale: number, what: string): void {
-  const off = Math.abs(a - b) / Math.max(Math.abs(a), Math.abs(b), scale);
+  const off = Math.abs(a - b) / Math.max(Math.abs(a), Math.abs(b), scale, Number.MIN_VALUE);
   expect(off, `${what}: ${a}, ${b}`).toBeLessThan(1e-6);
 }
 
@@ -84,10 +84,12 @@ const withTrainer = (more: object) => ({ ...settings, trainer: { ...settings.tra
 type Sharding = Partial<Config["distributed"]>;
 const sharded = (distributed: Sharding, more: object = settings) => ({ ...more, distributed });
 const GRADIENTS = { shardGradients: true };
+const REFERENCE = { shardReference: true };
+const BOTH = { ...GRADIENTS, ...REFERENCE };
 const RUNS: Record<RankRun["stage"], { ranks: number; sharding: Sharding }[]> = {
   grpo: [
-    { ranks: 2, sharding: {} },
-    { ranks: 4, sharding: GRADIENTS },
+    { ranks: 2, sharding: REFERENCE },
+    { ranks: 4, sharding: BOTH },
     { ranks: 8, sharding: {} },
   ],
   sft: [
@@ -96,7 +98,10 @@ const RUNS: Record<RankRun["stage"], { ranks: number; sharding: Sharding }[]> = 
   ],
 };
 const RESUMED: Record<RankRun["stage"], { from: number; to: number; sharding: Sharding }[]> = {
-  grpo: [{ from: 4, to: 2, sharding: GRADIENTS }],
+  grpo: [
+    { from: 4, to: 2, sharding: GRADIENTS },
+    { from: 4, to: 2, sharding: REFERENCE },
+  ],
   sft: [
     { from: 4, to: 2, sharding: {} },
     { from: 1, to: 4, sharding: GRADIENTS },
@@ -132,8 +137,8 @@ test.each([
       );
   }
 
-  for (const { from, to, sharding } of RESUMED[stage]) {
-    const resumed = tinyConfig(world, `${named(stage, from)}-${to}`, sharded(sharding));
+  for (const [i, { from, to, sharding }] of RESUMED[stage].entries()) {
+    const resumed = tinyConfig(world, `${named(stage, from)}-resumed-${i}`, sharded(sharding));
     cpSync(path.join(world.folder, named(stage, from)), resumed.runDir, { recursive: true });
     for (const later of ["checkpoint-10", "final"]) rmSync(path.join(resumed.runDir, later), { recursive: true });
     await run(to, resumed, stage, true);
@@ -141,11 +146,12 @@ test.each([
   }
 });
 
-test("more ranks than questions, and a step with several updates", async () => {
-  const more = withTrainer({ questionsPerStep: 3, iterations: 2, evalEvery: 0, lossAggregation: "token" });
+test("more ranks than questions, a step with several updates, a frozen tower", async () => {
+  const trainer = { questionsPerStep: 3, iterations: 2, evalEvery: 0, lossAggregation: "token" };
+  const more = { ...withTrainer(trainer), model: { freezeVision: true } };
   const one = tinyConfig(world, "few-1", more);
   await run(1, one, "grpo");
-  const four = tinyConfig(world, "few-4", sharded(GRADIENTS, more));
+  const four = tinyConfig(world, "few-4", sharded(BOTH, more));
   await run(4, four, "grpo");
   expectSameRun(four, one);
   expect(existsSync(path.join(four.runDir, "final/model.safetensors"))).toBe(true);
@@ -163,7 +169,7 @@ test("questions that cannot be used are left out as one rank leaves them out, al
   };
   const one = tinyConfig(world, "lost-1", more);
   await run(1, one, "grpo");
-  const two = tinyConfig(world, "lost-2", sharded(GRADIENTS, more));
+  const two = tinyConfig(world, "lost-2", sharded(BOTH, more));
   await run(2, two, "grpo");
   expectSameRun(two, one);
   const asked = outcome(one).lines.map((line) => line["data/questions"]);
