@@ -307,6 +307,14 @@ const distributed = z.strictObject({
     .positive()
     .default(1800)
     .meta({ description: "A rank that the others wait for so long, in seconds, has failed: the job ends." }),
+  shardGradients: z.boolean().default(false).meta({
+    description:
+      "Every rank keeps its part of the gradients alone, instead of all of them: less memory, and each pass's gradients travel, not each update's. One rank has all.",
+  }),
+  shardReference: z.boolean().default(false).meta({
+    description:
+      "The reference policy's weights are cut over the ranks; its passes gather them, a layer at a time, while the layer before computes. The same log-probabilities. One rank has all.",
+  }),
 });
 
 /** The seed leaves top_k unset, and transformers' default fills in this. */

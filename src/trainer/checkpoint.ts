@@ -124,13 +124,16 @@ export function restoreOptimizer(checkpoint: string, state: TrainState, optimize
 /**
  * Fingerprint of a model's weights: CRC-32 over the first values of every parameter. The same on every device; another model, or the
  * same one trained on, has another.
+ * @param before that of the parameters in front of these, where they come one group after the other
  */
-export function fingerprint(parameters: readonly Parameter[]): string {
+export function fingerprint(parameters: readonly Parameter[], before = "0"): string {
   const VALUES = 64;
+  if (parameters.length === 0) return before;
   return scope(() => {
     const heads = parameters.map(({ tensor }) => to(slice(reshape(tensor, [-1]), 0, 0, VALUES), { dtype: "float32" }));
     const values = to(cat(heads, 0), { device: "cpu" }).toArray();
-    return crc32(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)).toString(16);
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    return crc32(bytes, Number.parseInt(before, 16)).toString(16);
   });
 }
 

@@ -21,6 +21,7 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Config } from "../config/schema.ts";
+import type { Packed } from "../model/packed.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { createRewards, type Rewards } from "../reward/rewards.ts";
 import { rewardMetrics } from "../reward/statistics.ts";
@@ -49,6 +50,7 @@ import {
   type Session,
   saveSession,
 } from "./session.ts";
+import { openShardedReference, type ShardedReference } from "./sharded-reference.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
 import type { VisionFeatures } from "./vision-features.ts";
 import { gatherGroups } from "./whole-batch.ts";
@@ -56,7 +58,8 @@ import { gatherGroups } from "./whole-batch.ts";
 interface GrpoRun extends Session {
   rewards: Rewards;
   planner: RecomputePlanner;
-  reference: Qwen2VL | null; // null when klCoef is 0
+  reference: Qwen2VL | null; // null when klCoef is 0, and where it is sharded
+  shardedReference: ShardedReference | null;
   referenceFeatures: VisionFeatures | null; // the policy's where its tower is frozen; null where no question comes twice
 }
 
@@ -134,7 +137,14 @@ function asScored({ config, model, processor }: GrpoRun, groups: RolloutGroup[])
 
 /** What the frozen reference says of each sampled token, once per batch: float32 [Tc] per pack; null without a KL penalty. */
 async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
-  const { reference, referenceFeatures: features } = run;
+  const { reference, shardedReference, referenceFeatures: features } = run;
+  if (shardedReference !== null) {
+    const visionCache = features && ((packed: Packed) => features.ofPack(packed));
+    return shardedReference.logprobs(
+      packs.map(({ packed }) => packed),
+      visionCache,
+    );
+  }
   if (reference === null) return packs.map(() => null);
   const logprobs: Tensor[] = [];
   for (const { packed } of packs) {
@@ -165,7 +175,7 @@ async function updatePolicy(
   const { freezeVision } = config.model;
   const keepOld = config.trainer.iterations > 1 && oldLogprobs.length === 0;
   const stats: Tensor[] = []; // [7] per pack, see LOSS_STATS
-  optimizer.zeroGrad();
+  optimizer.zeroGrad(packs.length);
   try {
     for (const [i, pack] of packs.entries()) {
       scope(() => {
@@ -185,7 +195,7 @@ async function updatePolicy(
           },
           config.trainer,
         );
-        pass.backward(loss.gradient);
+        optimizer.backward((watch) => pass.backward(loss.gradient, watch));
         stats.push(keep(loss.stats));
         if (keepOld) oldLogprobs.push(keep(clone(pass.logprobs)));
       });
@@ -217,9 +227,13 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
   const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward }); // first: a wrong name must not leave a run folder behind
   const session = await openSession(config, hooks, "grpo");
   const planner = new RecomputePlanner(config, session.model.config);
-  const run: GrpoRun = Object.assign(session, { rewards, planner, reference: null, referenceFeatures: null });
+  const none = { reference: null, shardedReference: null, referenceFeatures: null };
+  const run: GrpoRun = Object.assign(session, { rewards, planner, ...none });
   try {
-    if (config.trainer.klCoef > 0) {
+    if (config.trainer.klCoef > 0 && config.distributed.shardReference && run.ranks.world > 1) {
+      run.shardedReference = openShardedReference(session);
+      run.referenceFeatures = run.shardedReference.featuresOf(session);
+    } else if (config.trainer.klCoef > 0) {
       run.reference = openReference(session);
       run.referenceFeatures = referenceFeatures(run, run.reference, questionsRecur(run));
     }
@@ -241,6 +255,7 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
     await rewards.close();
     run.referenceFeatures?.[Symbol.dispose]();
     run.reference?.[Symbol.dispose]();
+    run.shardedReference?.[Symbol.dispose]();
     await closeSession(session);
   }
 }

@@ -46,7 +46,7 @@ const FREE_KNOBS = [
 const OWN_KNOBS = [
   /^(device|threads|runDir)$/,
   /^data\.(workers|prefetch|cacheDir|cacheGib)$/,
-  /^distributed\./,
+  /^distributed\.(?!shard)/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/,
 ];
@@ -113,7 +113,9 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
     const startWeights = state?.start ?? fingerprint(model.parameters);
     ranks.requireSame({ weights: fingerprint(model.parameters) });
-    const optimizer = own(new AdamW(trainable(model, config), config.optimizer, config.seed, ranks));
+    const optimizer = own(
+      new AdamW(trainable(model, config), config.optimizer, config.seed, ranks, config.distributed),
+    );
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
     const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast, ranks });
@@ -154,16 +156,25 @@ export async function closeSession(session: Session): Promise<void> {
  * The reference policy: the model as it was before the first step, a copy of the policy in a new run, read or drawn again in a resumed one.
  * @throws CheckpointError when the weights at model.path are no longer those the run started from.
  */
-export function openReference({ config, model, firstStep, startWeights }: Session): Qwen2VL {
+export function openReference(session: Session): Qwen2VL {
+  const { config, model, firstStep } = session;
   const reference = firstStep === 0 ? model.clone() : openModel(config);
-  if (fingerprint(reference.parameters) !== startWeights) {
+  try {
+    requireStartWeights(session, fingerprint(reference.parameters));
+  } catch (error) {
     reference[Symbol.dispose]();
-    throw new CheckpointError(
-      config.model.path,
-      "holds other weights than those this run started from; they are its reference policy",
-    );
+    throw error;
   }
   return reference;
+}
+
+/** @throws CheckpointError unless weights with this fingerprint are those the run started from */
+export function requireStartWeights({ config, startWeights }: Session, found: string): void {
+  if (found === startWeights) return;
+  throw new CheckpointError(
+    config.model.path,
+    "holds other weights than those this run started from; they are its reference policy",
+  );
 }
 
 /**
