@@ -9,7 +9,8 @@
 // P = exp(S - lse) and rowsum(dout * out) are then those of the whole; the shares of dq, dk and dv add up.
 //
 // On CUDA the parts are aten::_flash_attention_forward/backward (bf16, f16), and the forward of b is as many parts as the prompts have chunks
-// (src/model/prompt-chunks.ts), since decode takes a prompt in these chunks and its bits are to be the same. On the CPU each segment is one call
+// (src/model/prompt-chunks.ts), since decode takes a prompt in these chunks and its bits are to be the same; on Hopper one kernel of our own does all
+// of the forward to the same bits (group_attention_forward.cc). On the CPU each segment is one call
 // of aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys.
 
 #include "group_attention.h"
@@ -271,6 +272,7 @@ void checkGroups(const Tensor& q, const Tensor& k, const Tensor& v, const Groups
 }
 
 Attended attendGroups(const Tensor& q, const Tensor& k, const Tensor& v, const Groups& groups) {
+  if (auto attended = attendGroupsInOneKernel(q, k, v, groups)) return *std::move(attended);
   const auto parts = make_parts(q, groups);
   const int64_t P = parts.prompt_rows, C = parts.completion_rows;
   const auto kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);

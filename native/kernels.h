@@ -52,6 +52,24 @@ typedef int (*GroveMergePartsLauncher)(const void* const* outs, const float* con
                                        const int* chunkLengths, int groups, void* out, float* lse, int rows, int heads, int headDim,
                                        void* stream);
 
+// The attention of packed groups, forward: q [rows, heads, 128], k and v [rows, kvHeads, 128], bfloat16, aligned to 16 bytes, stride.. values from row
+// to row, a multiple of 8; the tables as in native/group_attention.cc, `groups` prompts and `completions` completions. Writes out [rows, heads, 128],
+// promptLse [heads, promptRows] and lse [heads, rows - promptRows] (NULL where that is none). scratch: what ..Scratch says, bytes, aligned to 16.
+typedef struct {
+  const void *q, *k, *v;
+  const int *cuPrompt, *cuGroup, *cuCompletion, *chunkStarts, *chunkLengths;
+  void* out;
+  float *promptLse, *lse;
+  void* scratch;
+  int64_t strideQ, strideK, strideV;
+  int32_t rows, promptRows, groups, completions, chunks, heads, kvHeads;
+  float scale;
+} GroveGroupAttentionForward;
+typedef int (*GroveGroupAttentionForwardLauncher)(const GroveGroupAttentionForward* arguments, void* stream);
+typedef int64_t (*GroveGroupAttentionForwardScratch)(int chunks);
+// 1 where the current device can run it with this head size, else 0.
+typedef int (*GroveGroupAttentionForwardFits)(int headDim);
+
 // out = x w^T and what follows it: x [m, k], w [n, k] (swiglu: [2 n, k], gate rows before up rows), out [m, n]; addend: bias [n], residual [m, n],
 // else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Chained (kernels/launch.cuh): it begins to read w while
 // earlier kernels of the stream may still run. ResidualHalves sums over k in two halves, cut at (k / 256 + 1) / 2 * 256; k a multiple of 256, 4096 or more.
