@@ -41,12 +41,13 @@ __device__ __forceinline__ void storeMatrices(uint32_t address, const uint32_t* 
                : "memory");
 }
 
-// What this thread has written to shared memory is seen by products that start after the next barrier.
-__device__ __forceinline__ void showToProducts() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What this thread has written to shared memory is seen by products and copies that start after the next barrier.
+__device__ __forceinline__ void showToEngines() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// A barrier of THREADS threads; 0 is that of the whole block.
 template <int THREADS>
-__device__ __forceinline__ void meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
+__device__ __forceinline__ void meet(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(THREADS) : "memory");
 }
 
 template <int REGISTERS>
@@ -61,6 +62,16 @@ __device__ __forceinline__ void giveRegisters() {
 __device__ __forceinline__ void addAt(float* to, float x, float y, float z, float w) {
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
 }
+
+// Has the copy engine add `bytes` of float32 in shared memory to global memory, once what was written there is shown to it; one thread.
+__device__ __forceinline__ void addFrom(float* to, const void* from, uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;\ncp.async.bulk.commit_group;" ::"l"(to),
+               "r"(sharedAddress(from)), "r"(bytes)
+               : "memory");
+}
+// Until it has read all that this thread had it add.
+__device__ __forceinline__ void addsAreRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void addsAreDone() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 __device__ __forceinline__ float exp2Fast(float x) {
   float y;

@@ -35,14 +35,14 @@ __global__ void __launch_bounds__(kThreads) gatherSums(const GroveGatherSums a) 
   if (row >= a.rows) return;
   const bool isQuery = head < a.heads, isValue = head >= a.heads + a.kvHeads, turns = a.cosines != nullptr && !isValue;
   const int own = isQuery ? head : (head - a.heads) % a.kvHeads;
-  const float* from = (isQuery ? a.sumQ : isValue ? a.sumV : a.sumK) + (static_cast<int64_t>(own) * a.rows + row) * kHead + c;
+  const float* from = (isQuery ? a.sumQ : isValue ? a.sumV : a.sumK) + static_cast<int64_t>(own) * a.rows * kHead;
   __nv_bfloat16* to = static_cast<__nv_bfloat16*>(isQuery ? a.dq : isValue ? a.dv : a.dk) + row * (isQuery ? a.strideQ : a.strideK) + own * kHead + c;
   const T* cosines = turns ? static_cast<const T*>(a.cosines) + static_cast<int64_t>(row) * kHead : nullptr;
   const T* sines = turns ? static_cast<const T*>(a.sines) + static_cast<int64_t>(row) * kHead : nullptr;
   float low[2][8], high[2][8];
   const float scale = isValue ? 1 : a.scale;
-  readSums(from, scale, low[0], low[1]);
-  readSums(from + kHead / 2, scale, high[0], high[1]);
+  readSums(from + placeOf(a.rows, row, c), scale, low[0], low[1]);
+  readSums(from + placeOf(a.rows, row, c + kHead / 2), scale, high[0], high[1]);
 #pragma unroll
   for (int i = 0; i < 2; i++) finish<T>(to + 8 * i, low[i], high[i], cosines, sines, c + 8 * i);
 }

@@ -25,8 +25,9 @@ struct Shared {
   uint8_t k[kKeyBytes], v[kKeyBytes];  // [2 slices of 64 columns][keys]
   uint8_t q[kStages][kQueryBytes], dout[kStages][kQueryBytes];
   uint8_t scores[2][kScoreBytes];  // dS^T of a step and the next [keys][queries]
+  float sumQ[2][kQueries * 64];    // of a step, each warpgroup's half of the columns
   float lse[kStages][kQueries], dots[kStages][kQueries];
-  int4 steps[kStages];  // first row of sumQ, rows, queries before the first (kKeys: all keys are seen)
+  int4 steps[kStages];  // head, first row, rows, queries before the first (kKeys: all keys are seen)
   uint64_t fullKeys, full[kStages], empty[kStages];
 };
 
@@ -87,7 +88,7 @@ __device__ __forceinline__ void bring(Shared& s, const Item& item, const Argumen
     barrierWait(&s.empty[stage], parity);
 #pragma unroll
     for (int half = 0; half < 2; half++) s.lse[stage][lane + 32 * half] = stats[half].x, s.dots[stage][lane + 32 * half] = stats[half].y;
-    if (lane == 0) s.steps[stage] = {head * a.rows + queries.first, queries.count, step < ownSteps ? min(step * kQueries, kKeys) : kKeys, 0};
+    if (lane == 0) s.steps[stage] = {head, queries.first, queries.count, step < ownSteps ? min(step * kQueries, kKeys) : kKeys};
     __syncwarp();
     if (lane == 0) {
       barrierExpect(&s.full[stage], 2 * kQueryBytes);
@@ -126,24 +127,36 @@ __device__ __forceinline__ void multiplyScores(float (&sums)[32], const uint8_t*
   }
 }
 
-// Adds a thread's part of [64, 16 * GROUPS] sums, times scale, to rows [0, count) of `to`.
-template <int GROUPS>
-__device__ __forceinline__ void addSums(float* to, const float (&sums)[8 * GROUPS], int firstRow, int count) {
-  const int lane = threadIdx.x % 32, row = firstRow + threadIdx.x % 128 / 32 * 16 + lane / 4;
+// Adds 64 rows of dk or dv, `keys` of the block's being there, to `head`, a kv head's sums, from row `first` on.
+__device__ __forceinline__ void addKeys(float* head, const float (&sums)[64], int rows, int first, int keys) {
+  const int lane = threadIdx.x % 32, key = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    if (row + 8 * half >= count) continue;
-    float* at = to + static_cast<int64_t>(row + 8 * half) * kHead + 4 * (lane % 4);
+    if (key + 8 * half >= keys) continue;
 #pragma unroll
-    for (int g = 0; g < GROUPS; g++) {
+    for (int g = 0; g < 8; g++) {
       const float* d = sums + 8 * g + 2 * half;
-      addAt(at + 16 * g, d[0], d[1], d[4], d[5]);
+      addAt(head + placeOf(rows, first + key + 8 * half, 16 * g) + 4 * (lane % 4), d[0], d[1], d[4], d[5]);
+    }
+  }
+}
+
+// Writes a warpgroup's half of dq to shared memory, as it is to lie in global memory from row `first` on.
+__device__ __forceinline__ void place(float* to, const float (&sums)[32], int first) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4, swap = ((first + row) & 1) * 16;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+#pragma unroll
+    for (int g = 0; g < 4; g++) {
+      const float* d = sums + 8 * g + 2 * half;
+      *reinterpret_cast<float4*>(to + (row + 8 * half) * 64 + (16 * g ^ swap) + 4 * (lane % 4)) = float4{d[0], d[1], d[4], d[5]};
     }
   }
 }
 
 __device__ __forceinline__ void multiply(Shared& s, const Item& item, const Arguments& a) {
-  const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);  // known to be the same in all lanes, so what is derived from it needs no lanes
+  const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
   const int keys = item.keys;
   const int key = warpgroup * 64 + warp * 16 + lane / 4;  // and key + 8
   const int column = lane % 4 * 2;                        // queries 8 j + column (+ 1)
@@ -167,7 +180,7 @@ __device__ __forceinline__ void multiply(Shared& s, const Item& item, const Argu
     productsWait<1>();  // S
     pin(scores);
 
-    const int before = s.steps[stage].z;
+    const int before = s.steps[stage].w;
     if (before < kKeys || keys < kKeys) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -207,8 +220,9 @@ __device__ __forceinline__ void multiply(Shared& s, const Item& item, const Argu
     const uint32_t buffer = sharedAddress(s.scores[turn]) + storeKey * kSliceRow;
 #pragma unroll
     for (int k = 0; k < 4; k++) storeMatrices(buffer + ((2 * k + storeChunk) ^ (storeKey & 7)) * 16, leftS + 4 * k);
-    showToProducts();
-    meet<kMultipliers>();
+    showToEngines();
+    if (threadIdx.x % 128 == 0) addsAreRead();
+    meet<kMultipliers>(1);
 
     float dQ[32];
     pin(dQ);
@@ -222,16 +236,21 @@ __device__ __forceinline__ void multiply(Shared& s, const Item& item, const Argu
     pin(dQ);
     pin(sumV);
     const int4 now = s.steps[stage];
-    addSums<4>(a.sumQ + static_cast<int64_t>(now.x) * kHead + warpgroup * 64, dQ, 0, now.y);
+    place(s.sumQ[warpgroup], dQ, now.y);
+    showToEngines();
+    meet<128>(2 + warpgroup);
+    if (threadIdx.x % 128 == 0)
+      addFrom(a.sumQ + ((static_cast<int64_t>(now.x) * 2 + warpgroup) * a.rows + now.y) * 64, s.sumQ[warpgroup], now.z * 64 * sizeof(float));
     productsWait<0>();
     pin(sumK);
     if (lane == 0) barrierArrive(&s.empty[stage]);
     turn ^= 1;
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
-  const int64_t at = (static_cast<int64_t>(item.kvHead) * a.rows + item.firstKey) * kHead;
-  addSums<8>(a.sumK + at, sumK, warpgroup * 64, item.keys);
-  addSums<8>(a.sumV + at, sumV, warpgroup * 64, item.keys);
+  const int64_t head = static_cast<int64_t>(item.kvHead) * a.rows * kHead;
+  addKeys(a.sumK + head, sumK, a.rows, item.firstKey, keys);
+  addKeys(a.sumV + head, sumV, a.rows, item.firstKey, keys);
+  if (threadIdx.x % 128 == 0) addsAreDone();
 }
 
 #endif
@@ -240,8 +259,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     groupBackward(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap v,
                   const __grid_constant__ CUtensorMap dout, const Arguments a) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  extern __shared__ uint8_t memory[];
-  Shared& s = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(memory) + 1023) & ~uintptr_t{1023});
+  extern __shared__ __align__(1024) uint8_t memory[];  // whole groups of eight swizzled rows
+  Shared& s = *reinterpret_cast<Shared*>(memory);
   Item item;
   if (!findItem(a, item)) return;
   if (threadIdx.x == 0) {
@@ -356,7 +375,7 @@ extern "C" __attribute__((visibility("default"))) int grove_group_attention_back
       !describe(&v, g.v, g.rows, g.kvHeads, g.strideV, kKeys) ||
       !describe(&dout, g.dout, g.rows, g.heads, static_cast<int64_t>(g.heads) * kHead, kQueries))
     return static_cast<int>(cudaErrorInvalidValue);
-  constexpr int bytes = sizeof(Shared) + 1024;
+  constexpr int bytes = sizeof(Shared);
   const cudaError_t status = cudaFuncSetAttribute(groupBackward, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return static_cast<int>(status);
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
