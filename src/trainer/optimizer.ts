@@ -15,46 +15,18 @@ import type { Parameter } from "../model/parameter.ts";
 import { hash64 } from "../random.ts";
 import { op } from "../torch/dispatch.ts";
 import type { PendingCollective } from "../torch/distributed.ts";
-import { cast, copy_, mul, reshape, slice, sqrt, stack, sum, zeros } from "../torch/ops.ts";
+import { cast, copy_, mul, sqrt, stack, sum, zeros } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
-import { BLOCK, type Bucket, bucketLayout } from "./flat-layout.ts";
+import { bucketLayout } from "./flat-layout.ts";
 import { flattenWeights } from "./flat-weights.ts";
 import { type Backward, type Gradients, WholeGradients } from "./gradients.ts";
 import { createMoments, MOMENT_DTYPES, type MomentKind, type Moments } from "./moments.ts";
+import { freeShare, type Share, type StateEntry, segments, sharesOf } from "./optimizer-shares.ts";
 import { ShardedGradients } from "./sharded-gradients.ts";
 
 const adamw = op("grove::adamw_");
 const normOf = op("grove::grad_norm");
-
-/** State of those elements of a parameter that are in this rank's part of its bucket. */
-interface Slot {
-  weight: Tensor; // all of it
-  start: number; // of the parameter, from the beginning of the part on; negative where it begins before
-  key: number[];
-  decays: boolean;
-  /** Views of the moments and, of a bfloat16 weight, the low bits. */
-  state: StateEntry[];
-}
-
-/** This rank's part of a bucket. */
-interface Share {
-  begin: number; // in the buffers of this rank's state
-  end: number;
-  slots: Slot[]; // of the parameters that have elements in it
-  grad: Tensor;
-  low: Tensor | null;
-  weights: Tensor | null; // the whole bucket's, where other ranks need them
-}
-
-/** A tensor of the optimizer's state, as a checkpoint keeps it: of a whole parameter, or of elements [begin, end) of what the whole one has. */
-export interface StateEntry {
-  name: string; // `<parameter>.<m, v, m_scale, v_scale or low>`
-  tensor: Tensor; // in the parameter's shape where it is whole
-  begin: number;
-  end: number;
-  isWhole: boolean;
-}
 
 export class AdamW implements Disposable {
   readonly #config: Config["optimizer"];
@@ -86,62 +58,18 @@ export class AdamW implements Disposable {
       parameters.map(({ name, tensor: { numel } }) => ({ name, numel })),
       ranks.world,
     );
-    const { starts, size, buckets } = layout;
+    const { starts, size } = layout;
     const own = size / ranks.world;
     this.#weights = ranks.world > 1 ? flattenWeights(parameters, starts, size) : null;
     const isSharded = options.shardGradients === true && ranks.world > 1;
     this.#gradients = new (isSharded ? ShardedGradients : WholeGradients)(parameters, layout, ranks);
     this.#low = dtype === "bfloat16" ? keep(zeros([own], { dtype: "int16", device })) : null;
     this.#moments = createMoments(config.moments, own, device, config.offload);
-    const keyed = parameters.map(({ name, tensor }, i) => {
-      return { name, weight: tensor, start: starts[i] as number, key: hash64(seed, "moments", name) };
+    const keyed = parameters.map(({ name, tensor }) => {
+      return { name, weight: tensor, key: hash64(seed, "moments", name) };
     });
-    this.#shares = buckets.map((bucket, i) => this.#shareOf(bucket, keyed, this.#gradients.own[i] as Tensor));
-  }
-
-  #shareOf(
-    bucket: Bucket,
-    parameters: readonly { name: string; weight: Tensor; start: number; key: number[] }[],
-    grad: Tensor,
-  ): Share {
-    const { rank, world } = this.#ranks;
-    const size = bucket.size / world;
-    const begin = bucket.begin / world;
-    const end = begin + size;
-    const first = bucket.begin + rank * size;
-    const slots = parameters.flatMap(({ name, weight, start: flat, key }) => {
-      const start = flat - first;
-      if (start >= size || start + weight.numel <= 0) return [];
-      return [{ weight, start, key, decays: weight.ndim >= 2, state: this.#stateOf(name, weight, start, begin, size) }];
-    });
-    const view = (buffer: Tensor | null, from: number, to: number) => buffer && keep(slice(buffer, 0, from, to));
-    const weights = view(this.#weights, bucket.begin, bucket.begin + bucket.size);
-    return { begin, end, slots, grad, low: view(this.#low, begin, end), weights };
-  }
-
-  /** Of the parameter that begins at `start` of a part of `size` elements, which begins at `at` of the state's buffers. */
-  #stateOf(name: string, { numel, shape }: Tensor, start: number, at: number, size: number): StateEntry[] {
-    const begin = Math.max(0, -start);
-    const end = Math.min(numel, size - start);
-    const isWhole = end - begin === numel;
-    const zero = at + start; // where element 0 of the parameter would be
-    const view = (kind: string, buffer: Tensor): StateEntry => {
-      const tensor = keep(
-        scope(() => reshape(slice(buffer, 0, zero + begin, zero + end), isWhole ? shape : [end - begin])),
-      );
-      return { name: `${name}.${kind}`, tensor, begin, end, isWhole };
-    };
-    const blocks = (kind: string, scales: Tensor): StateEntry => {
-      const [from, to] = [begin / BLOCK, Math.ceil(end / BLOCK)];
-      const tensor = keep(slice(scales, 0, zero / BLOCK + from, zero / BLOCK + to));
-      return { name: `${name}.${kind}`, tensor, begin: from, end: to, isWhole };
-    };
-    const { m, v, mScale, vScale } = this.#moments.whole;
-    const state = [view("m", m), view("v", v)];
-    if (mScale !== null) state.push(blocks("m_scale", mScale));
-    if (vScale !== null) state.push(blocks("v_scale", vScale));
-    if (this.#low !== null) state.push(view("low", this.#low));
-    return state;
+    const buffers = { ...this.#moments.whole, low: this.#low, weights: this.#weights };
+    this.#shares = sharesOf(keyed, layout, ranks, { ...buffers, gradients: this.#gradients.own });
   }
 
   /** Updates made so far, over all sessions of a run. */
@@ -177,9 +105,9 @@ export class AdamW implements Disposable {
   }
 
   /**
-   * One update, of this rank's part; the other parts come from their ranks. `gradNorm` is what gradNorm() returned: gradients are scaled by min(1, maxGradNorm / (norm + 1e-6)) as torch's
-   * clip_grad_norm_ does it, on the device. Where it is not finite the device leaves weights and state as they are; it is for the caller to read
-   * the norm some time and to stop, since the update is counted all the same.
+   * One update, of this rank's parts; the other parts come from their ranks. `gradNorm` is what gradNorm() returned: gradients are scaled by
+   * min(1, maxGradNorm / (norm + 1e-6)) as torch's clip_grad_norm_ does it, on the device. Where it is not finite the device leaves weights and state as
+   * they are; it is for the caller to read the norm some time and to stop, since the update is counted all the same.
    */
   step(learningRate: number, gradNorm: Tensor): void {
     const { beta1, beta2, eps, weightDecay, maxGradNorm } = this.#config;
@@ -242,24 +170,10 @@ export class AdamW implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const { slots, low, weights } of this.#shares) {
-      for (const { state } of slots) for (const { tensor } of state) tensor.free();
-      low?.free();
-      weights?.free();
-    }
+    for (const share of this.#shares) freeShare(share);
     this.#gradients[Symbol.dispose]();
     this.#moments[Symbol.dispose]();
     this.#weights?.free(); // the parameters keep the memory
     this.#low?.free();
   }
-}
-
-/** The first arguments of grove::adamw_. */
-function segments(slots: readonly Slot[]) {
-  return [
-    slots.map(({ weight }) => weight),
-    slots.map(({ start }) => start),
-    slots.flatMap(({ key }) => key),
-    slots.map(({ decays }) => decays),
-  ];
 }

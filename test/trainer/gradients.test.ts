@@ -107,9 +107,10 @@ test.each(
     expect(travelled).toEqual(Array.from({ length: rounds }, () => order).flat());
     for (const [i, { begin, size, part }] of layout.buckets.entries()) {
       const from = begin + (rank * size) / 2;
-      const wanted = Array.from(flat.subarray(from, from + size / 2));
-      for (const [k, value] of (gradients.own[i] as Tensor).toNumbers().entries())
-        expect(value, `${part} ${k}`).toBeCloseTo(wanted[k] as number, 10);
+      const got = (gradients.own[i] as Tensor).toNumbers();
+      const off = got.map((value, k) => Math.abs(value - (flat[from + k] as number)));
+      expect(got).toHaveLength(size / 2);
+      expect(Math.max(...off), part).toBeLessThan(1e-10);
     }
   }
 });
