@@ -17,13 +17,8 @@ namespace {
 
 constexpr int D = 128, kKeys = 64;  // head size; keys of a block
 constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
-#ifndef KST
-#define KST 4
-#define VST 3
-#define SHP 2
-#endif
-constexpr int kStagesK = KST, kStagesV = VST, kItems = 2;
-constexpr int kSharedParts = SHP;  // parts of a tile that are kept in shared memory; the rest goes to scratch
+constexpr int kStagesK = 4, kStagesV = 3, kItems = 2;
+constexpr int kSharedParts = 2;  // parts of a tile that are kept in shared memory; the rest goes to scratch
 constexpr int kBlock = kKeys * D;  // values
 constexpr int kPart = kTileRows * D * 2 / 16;  // uint4
 
@@ -75,10 +70,12 @@ __device__ __forceinline__ void multiplyValues(float (&d)[16][4], const uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #undef R
 }
-// As matrixAt; the second 64 columns are a block's 64 rows of 128 bytes further.
-__device__ __forceinline__ uint64_t valuesAt(const void* tile) {
-  return static_cast<uint64_t>((sharedAddress(tile) & 0x3ffff) >> 4) | (static_cast<uint64_t>(kKeys * 128 / 16) << 16) | (64ull << 32) | (1ull << 62);
+// The lower half of matrixAt's descriptor of a tile of 64 rows and 128 columns; a slice of 64 columns is 8 KB, which it says too. The compiler is
+// told that it is the same in all threads of a warp: descriptors then stay in uniform registers from one product to the next.
+__device__ __forceinline__ uint32_t tileAt(const void* tile) {
+  return __shfl_sync(~0u, ((sharedAddress(tile) & 0x3ffff) >> 4) | (kKeys * 128 / 16 << 16), 0);
 }
+__device__ __forceinline__ uint64_t descriptor(uint32_t low) { return static_cast<uint64_t>(0x40000040) << 32 | low; }
 
 // The warp that brings everything.
 __device__ __forceinline__ void bring(const Arguments& a, const CUtensorMap* mapQ, const CUtensorMap* mapK, const CUtensorMap* mapV, Shared& m) {
@@ -159,27 +156,31 @@ struct Attending {
   Ring<kStagesV> v;
   uint32_t q[D / 16][4];
   float out[D / 8][4];
+  uint32_t weights[kKeys / 16][4];  // of the block whose values are pending
   Softmax<kKeys, 2> softmax;
+  int pending, pendingFirst, pendingLast, pendingEnd;  // which part, or -1; its rows of the tile; its keys from its last block on
 
   __device__ __forceinline__ void release(uint64_t* barrier) {
     __syncwarp();
     if (lane == 0) barrierArrive(barrier);
   }
   __device__ __forceinline__ void askScores(float (&s)[kKeys / 8][4]) {
+    const uint32_t keys = tileAt(m.keys[k.stage]);
     barrierWait(&m.fullK[k.stage], k.parity);
-    const uint64_t keys = matrixAt(m.keys[k.stage]);
     pin(s);
     productsBegin();
-    multiplyKeys<0>(s, q[0], keys);
+    multiplyKeys<0>(s, q[0], descriptor(keys));
 #pragma unroll
-    for (int i = 1; i < D / 16; i++) multiplyKeys<1>(s, q[i], keys + i / 4 * (kKeys * 128 / 16) + i % 4 * 2);
+    for (int i = 1; i < D / 16; i++) multiplyKeys<1>(s, q[i], descriptor(keys + i / 4 * (kKeys * 128 / 16) + i % 4 * 2));
     productsCommit();
   }
   // `end`: keys of the block that there are; values behind them are not this segment's, and zero times what is no number were none.
   __device__ __forceinline__ void askValues(const uint32_t (&weights)[kKeys / 16][4], int end) {
+    const uint32_t tile = tileAt(m.values[v.stage]);
     barrierWait(&m.fullV[v.stage], v.parity);
-    __nv_bfloat16* values = m.values[v.stage];
     if (end < kKeys) {
+      __nv_bfloat16* values = m.values[v.stage];
+#pragma unroll 1
       for (int i = threadIdx.x % 128 + end * (D / 8); i < kKeys * (D / 8); i += 128)
         *reinterpret_cast<uint4*>(at<kKeys>(values, i / (D / 8), i % (D / 8))) = {0, 0, 0, 0};
       publishCopies();
@@ -188,7 +189,7 @@ struct Attending {
     pin(out);
     productsBegin();
 #pragma unroll
-    for (int j = 0; j < kKeys / 16; j++) multiplyValues(out, weights[j], valuesAt(values) + j * (16 * 128 / 16));
+    for (int j = 0; j < kKeys / 16; j++) multiplyValues(out, weights[j], descriptor(tile + j * (16 * 128 / 16)));
     productsCommit();
   }
   __device__ __forceinline__ void weigh(float (&s)[kKeys / 8][4], float (&fade)[2], const Segment& segment, int block, int seenByAll) {
@@ -206,75 +207,111 @@ struct Attending {
     softmax.weigh(s, a.scaleLog2, fade);
   }
 
-  // The sums of values and the softmax over a segment. Returns whether a row of the warpgroup sees any of it.
-  __device__ __forceinline__ bool attend(const Segment& segment, int rows) {
-    const int first = group * 64, last = min(first + 63, rows - 1);
-    const int seen = last < first ? 0 : segment.seen(first, last), seenByAll = segment.seenByAll(first, last);
-    int block = (segment.seen(0, rows - 1) - 1) / kKeys;
-    for (; block >= 0 && block * kKeys >= seen; block--) {
-      barrierWait(&m.fullK[k.stage], k.parity);
-      release(&m.emptyK[k.stage]);
-      k.next();
-      barrierWait(&m.fullV[v.stage], v.parity);
-      release(&m.emptyV[v.stage]);
-      v.next();
-    }
-    if (block < 0) return false;
-    softmax.clear();
-    clear(out);
-    float s[kKeys / 8][4], fade[2];
-    uint32_t weights[kKeys / 16][4];
-    const auto packWeights = [&] {
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) weights[j][i] = pack(s[2 * j + i / 2][i % 2 * 2], s[2 * j + i / 2][i % 2 * 2 + 1]);
-    };
-    askScores(s);
-    productsWait<0>();
-    pin(s);
+  __device__ __forceinline__ void skip() {
+    barrierWait(&m.fullK[k.stage], k.parity);
     release(&m.emptyK[k.stage]);
     k.next();
-    weigh(s, fade, segment, block, seenByAll);
-    packWeights();
-#pragma unroll 1
-    for (; block > 0; block--) {
-      askScores(s);
-      askValues(weights, segment.length - block * kKeys);
-      productsWait<1>();
-      pin(s);
-      release(&m.emptyK[k.stage]);
-      k.next();
-      weigh(s, fade, segment, block - 1, seenByAll);
-      productsWait<0>();
-      pin(out);
-      release(&m.emptyV[v.stage]);
-      v.next();
-      scaleRows<D, 2>(out, fade);
-      packWeights();
-    }
-    askValues(weights, segment.length);
+    barrierWait(&m.fullV[v.stage], v.parity);
+    release(&m.emptyV[v.stage]);
+    v.next();
+  }
+  __device__ __forceinline__ void packWeights(const float (&s)[kKeys / 8][4]) {
+#pragma unroll
+    for (int j = 0; j < kKeys / 16; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) weights[j][i] = pack(s[2 * j + i / 2][i % 2 * 2], s[2 * j + i / 2][i % 2 * 2 + 1]);
+  }
+  // Until the values of the last block are added.
+  __device__ __forceinline__ void finishValues() {
     productsWait<0>();
     pin(out);
     release(&m.emptyV[v.stage]);
     v.next();
-    return true;
+  }
+  // As finishValues, for use behind a softmax that is to run meanwhile: without a branch on what it comes to, ptxas waits first.
+  __device__ __forceinline__ void finishValuesAfterSoftmax() {
+    if (fminf(softmax.sum[0], softmax.sum[1]) < 0.f) __trap();
+    finishValues();
+  }
+  __device__ __forceinline__ void finishScores() {
+    release(&m.emptyK[k.stage]);
+    k.next();
+  }
+
+  // The first block of a segment; PENDING: the last one of the segment before is to be finished.
+  template <bool PENDING>
+  __device__ __forceinline__ void attendFirst(const Segment& segment, int block, int seenByAll) {
+    float s[kKeys / 8][4], fade[2], lse[2], share[2];
+    askScores(s);
+    if (PENDING) {
+      askValues(weights, pendingEnd);
+      productsWait<1>();
+    } else {
+      productsWait<0>();
+    }
+    pin(s);
+    finishScores();
+    if (PENDING) softmax.finish(a.scale, lse, share);
+    softmax.clear();
+    weigh(s, fade, segment, block, seenByAll);
+    if (PENDING) {
+      finishValuesAfterSoftmax();
+      keep(lse, share);
+    }
+    clear(out);
+    packWeights(s);
+  }
+  // Takes the scores of a segment's keys and adds their values but those of the last block, which are pending then. `part`: which part it is.
+  __device__ __forceinline__ void attend(const Segment& segment, int rows, int part) {
+    const int first = group * 64, last = min(first + 63, rows - 1);
+    const int seen = last < first ? 0 : segment.seen(first, last), seenByAll = segment.seenByAll(first, last);
+    int block = (segment.seen(0, rows - 1) - 1) / kKeys;
+    if (block * kKeys >= seen) {
+      finishPart();
+      for (; block >= 0 && block * kKeys >= seen; block--) skip();
+      if (block < 0) return;
+    }
+    if (pending < 0) attendFirst<false>(segment, block, seenByAll);
+    else attendFirst<true>(segment, block, seenByAll);
+    pending = part, pendingFirst = segment.firstRow, pendingLast = segment.endRow;
+#pragma unroll 1
+    for (; block > 0; block--) {
+      float s[kKeys / 8][4], fade[2];
+      askScores(s);
+      askValues(weights, segment.length - block * kKeys);
+      productsWait<1>();
+      pin(s);
+      finishScores();
+      weigh(s, fade, segment, block - 1, seenByAll);
+      finishValuesAfterSoftmax();
+      scaleRows<D, 2>(out, fade);
+      packWeights(s);
+    }
+    pendingEnd = segment.length;
+  }
+  // Finishes what is pending.
+  __device__ __forceinline__ void finishPart() {
+    if (pending < 0) return;
+    float lse[2], share[2];
+    askValues(weights, pendingEnd);
+    softmax.finish(a.scale, lse, share);
+    finishValues();
+    keep(lse, share);
+    pending = -1;
   }
 
   __device__ __forceinline__ uint4* part(int p) const {
     uint4* at = p < kSharedParts ? m.parts[p] : a.scratch + (static_cast<int64_t>(blockIdx.x) * (a.chunks + 1) + p - kSharedParts) * kPart;
     return at + group * (kPart / kWarpgroups) + threadIdx.x % 128;
   }
-  // What of the segment a row of the thread has, as part `p`.
-  __device__ __forceinline__ void keep(int p, const Segment& segment) {
-    float lse[2], share[2];
-    softmax.finish(a.scale, lse, share);
+  // What the pending segment comes to for its rows.
+  __device__ __forceinline__ void keep(const float (&lse)[2], const float (&share)[2]) {
     scaleRows<D, 2>(out, share);
-    uint4* to = part(p);
+    uint4* to = part(pending);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      if (row + 8 * r < segment.firstRow || row + 8 * r >= segment.endRow) continue;
-      if (lane % 4 == 0) m.lse[p][row + 8 * r] = lse[r];
+      if (row + 8 * r < pendingFirst || row + 8 * r >= pendingLast) continue;
+      if (lane % 4 == 0) m.lse[pending][row + 8 * r] = lse[r];
 #pragma unroll
       for (int i = 0; i < 4; i++)
         to[(4 * r + i) * 128] = {pack(out[4 * i][2 * r], out[4 * i][2 * r + 1]), pack(out[4 * i + 1][2 * r], out[4 * i + 1][2 * r + 1]),
@@ -291,6 +328,10 @@ struct Attending {
   }
   __device__ __forceinline__ void storeOnly(const Item& item) {
     float lse[2], share[2];
+    if (pending >= 0) {
+      askValues(weights, pendingEnd);
+      finishValues();
+    }
     softmax.finish(a.scale, lse, share);
     scaleRows<D, 2>(out, share);
 #pragma unroll
@@ -303,26 +344,30 @@ struct Attending {
   }
   __device__ __forceinline__ void storeMerged(const Item& item) {
     __syncwarp();  // log-sum-exps of other threads of the row
-#pragma unroll 1
-    for (int r = 0; r < 2; r++) {
-      float most = -CUDART_INF_F, total = 0, sum[4][8] = {};
-      for (int p = 0; p <= item.parts; p++) most = fmaxf(most, m.lse[p][row + 8 * r]);
+    float most[2] = {-CUDART_INF_F, -CUDART_INF_F}, total[2] = {}, sum[8][8] = {};
+    const auto lseOf = [&](int p, int r) { return m.lse[p][row + 8 * r]; };
+    for (int p = 0; p <= item.parts; p++) most[0] = fmaxf(most[0], lseOf(p, 0)), most[1] = fmaxf(most[1], lseOf(p, 1));
 #pragma unroll 2
-      for (int p = 0; p <= item.parts; p++) {
-        const float weight = partWeight(m.lse[p][row + 8 * r], most);
-        const uint4* from = part(p) + 4 * r * 128;
-        total = addWeight(total, weight);
+    for (int p = 0; p <= item.parts; p++) {
+      const uint4* from = part(p);
+      uint4 x[8];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const uint4 x = from[i * 128];
-          addPart(sum[i], *reinterpret_cast<const Eight*>(&x), weight);
-        }
+      for (int i = 0; i < 8; i++) x[i] = from[i * 128];
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const float weight = partWeight(lseOf(p, r), most[r]);
+        total[r] = addWeight(total[r], weight);
+#pragma unroll
+        for (int i = 4 * r; i < 4 * r + 4; i++) addPart(sum[i], *reinterpret_cast<const Eight*>(&x[i]), weight);
       }
-      const float share = partShare(total);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const float share = partShare(total[r]);
       uint32_t x[16];
 #pragma unroll
-      for (int j = 0; j < 16; j++) x[j] = pack(__fmul_rn(sum[j / 4][j % 4 * 2], share), __fmul_rn(sum[j / 4][j % 4 * 2 + 1], share));
-      store(item, x, mergedLse(most, total), r);
+      for (int j = 0; j < 16; j++) x[j] = pack(__fmul_rn(sum[4 * r + j / 4][j % 4 * 2], share), __fmul_rn(sum[4 * r + j / 4][j % 4 * 2 + 1], share));
+      store(item, x, mergedLse(most[r], total[r]), r);
     }
     __syncwarp();
   }
@@ -340,14 +385,14 @@ __device__ __forceinline__ void attendItems(const Arguments& a, Shared& m) {
     barrierWait(&m.fullQ, parityQ);
     loadLeft<64>(w.q, m.queries[group], 16 * warp);
     w.release(&m.emptyQ);
+    w.pending = -1;
 #pragma unroll 1
     for (int s = 0; s < segments; s++) {
       const Segment segment = item.segment[s];
-      const bool any = w.attend(segment, item.rows);
-      if (any && parts >= 0) w.keep(min(s, parts), segment);
+      w.attend(segment, item.rows, parts < 0 ? 0 : min(s, parts));
     }
     if (parts < 0) w.storeOnly(item);
-    else w.storeMerged(item);
+    else w.finishPart(), w.storeMerged(item);
     w.release(&m.emptyItem[items.stage]);
   }
 }
