@@ -46,6 +46,7 @@ const Export kExports[] = {
     GROVE_EXPORT(benchAdd),          GROVE_EXPORT(mapRead),           GROVE_EXPORT(memoryPrepare),
     GROVE_EXPORT(memoryRelease),     GROVE_EXPORT(tensorBytesTo),      GROVE_EXPORT(profileStart),
     GROVE_EXPORT(profileStop),       GROVE_EXPORT(groupOpen),         GROVE_EXPORT(groupClose),
+    GROVE_EXPORT(groupOperation),    GROVE_EXPORT(groupFail),
     GROVE_EXPORT(collectiveStart),   GROVE_EXPORT(collectiveWait),    GROVE_EXPORT(storeSet),
     GROVE_EXPORT(storeAdd),          GROVE_EXPORT(storeTake),         GROVE_EXPORT(endWithParent),
 };

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "args.h"
+#include "heartbeat.h"
 #include "process_group.h"
 #include "slots.h"
 #include "tensor.h"
@@ -26,7 +27,8 @@ struct Group {
   std::string address;
   StorePtr store;  // of the JavaScript thread
   std::unique_ptr<Backend> host;
-  std::unique_ptr<Backend> device;  // null without NCCL
+  std::shared_ptr<Backend> device;  // null without NCCL
+  std::shared_ptr<Heartbeat> heartbeat;  // null where none is wanted
   int64_t started = 0;
 };
 
@@ -98,6 +100,15 @@ auto onStore(double handle, F work) {
   }
 }
 
+// What is known of a rank that is waited for.
+PeerNote noteOf(const std::shared_ptr<Heartbeat>& heartbeat) {
+  if (!heartbeat) return [](int) { return std::string(); };
+  return [heartbeat = std::weak_ptr<Heartbeat>(heartbeat)](int rank) {
+    const auto alive = heartbeat.lock();
+    return alive ? "; " + alive->describe(rank) : std::string();
+  };
+}
+
 void checkTensor(const at::Tensor& tensor, CollectiveKind kind, const Place& place) {
   if (!tensor.is_contiguous()) throw EngineError("ARG_KIND", "collectives take contiguous tensors only");
   const bool shares = kind == CollectiveKind::kReduceScatter || kind == CollectiveKind::kAllGather;
@@ -109,9 +120,8 @@ void checkTensor(const at::Tensor& tensor, CollectiveKind kind, const Place& pla
 
 }  // namespace
 
-std::string describe(const Collective& collective, const Place& place) {
-  std::string text = "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + ", " + nameOf(collective.kind) + " #" +
-                     std::to_string(collective.number);
+std::string operationOf(const Collective& collective) {
+  std::string text = nameOf(collective.kind) + (" #" + std::to_string(collective.number));
   if (!collective.tensor.defined()) return text;
   text += " of [";
   for (int64_t i = 0; i < collective.tensor.dim(); i++) text += (i == 0 ? "" : ", ") + std::to_string(collective.tensor.size(i));
@@ -122,28 +132,38 @@ std::string describe(const Collective& collective, const Place& place) {
   }
 }
 
-// groupOpen(rank, world, host, port, nccl, timeout, serve, name): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
+std::string describe(const Collective& collective, const Place& place) {
+  return "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + ", " + operationOf(collective);
+}
+
+// groupOpen([rank, world, port, timeout, heartbeat] float64, host, nccl, serve, name, where): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
 // collectives of CUDA tensors run on the current device. `timeout`, ms, limits the meeting and every NCCL operation without a limit of its own.
-// With `serve` rank 0 keeps the store, else somebody else does; `name` keeps jobs that share a store apart.
+// With `serve` rank 0 keeps the store, else somebody else does; `name` keeps jobs that share a store apart. `heartbeat`, ms: from now on this process ends
+// where another rank that has joined is not heard of for so long (heartbeat.h); 0: never. `where` says to the others where this process is.
 napi_value groupOpen(napi_env env, napi_callback_info info) {
-  Args args(env, info, 8);
+  Args args(env, info, 6);
+  size_t length = 0;
+  const auto* numbers = static_cast<const double*>(args.typedArray(0, &length));
+  if (length != 5 * sizeof(double)) throw EngineError("ARG_KIND", "five numbers are wanted");
   auto group = std::make_unique<Group>();
-  group->place = {static_cast<int>(args.integer(0)), static_cast<int>(args.integer(1))};
+  group->place = {static_cast<int>(numbers[0]), static_cast<int>(numbers[1])};
   const Place place = group->place;
   if (place.world < 1 || place.rank < 0 || place.rank >= place.world) throw EngineError("ARG_KIND", "no such rank");
-  const std::string host = args.string(2);
-  const int64_t port = args.integer(3);
-  const Milliseconds timeout(args.integer(5));
+  const std::string host = args.string(1);
+  const auto port = static_cast<int64_t>(numbers[2]);
+  const Milliseconds timeout(static_cast<int64_t>(numbers[3])), limit(static_cast<int64_t>(numbers[4]));
   group->address = host + ":" + std::to_string(port);
   try {
-    const std::string name = args.string(7);
+    const std::string name = args.string(4);
     const auto client = [&](const char* purpose, bool server) {
       return c10::make_intrusive<c10d::PrefixStore>(name + "/" + purpose, openStore(place, host, port, timeout, server));
     };
-    group->store = client("job", place.rank == 0 && args.boolean(6));
+    group->store = client("job", place.rank == 0 && args.boolean(3));
+    if (limit.count() > 0) group->heartbeat = std::make_shared<Heartbeat>(client("heart", false), HeartbeatOptions{place, limit, group->address, args.string(5)});
     meet(*group->store, place, timeout);
-    group->host = makeHostBackend(client("host", false), place);
-    if (args.boolean(4)) group->device = makeNcclBackend(client("nccl", false), place, timeout);
+    group->host = makeHostBackend(client("host", false), place, noteOf(group->heartbeat));
+    if (args.boolean(2)) group->device = makeNcclBackend(client("nccl", false), place, timeout);
+    if (group->heartbeat && group->device) group->heartbeat->watch([device = group->device] { return device->overdue(); });
   } catch (const c10::Error& error) {
     throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + " could not join the job at " +
                                         group->address + ": " + firstLine(error));
@@ -173,6 +193,7 @@ napi_value collectiveStart(napi_env env, napi_callback_info info) {
     if (!collective.tensor.is_cpu()) backend = group.device.get();
     if (backend == nullptr) throw EngineError("OP", "the group was opened without NCCL: tensors of a device cannot take part");
   }
+  if (group.heartbeat) group.heartbeat->started(group.started, operationOf(collective));
   auto pending = backend->start(std::move(collective));
   group.started++;
   return makeNumber(env, pendings().add(std::move(pending)));
@@ -221,6 +242,22 @@ napi_value storeTake(napi_env env, napi_callback_info info) {
   napi_value result;
   check(napi_create_buffer_copy(env, bytes->size(), bytes->data(), nullptr, &result), "napi_create_buffer_copy");
   return result;
+}
+
+// groupOperation(group, text): what this rank is at, for the others' messages.
+napi_value groupOperation(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  const Group& group = *groups().at(args.number(0));
+  if (group.heartbeat) group.heartbeat->operation(args.string(1));
+  return nullptr;
+}
+
+// groupFail(group, error): tells the other ranks that this one has failed; they end.
+napi_value groupFail(napi_env env, napi_callback_info info) {
+  Args args(env, info, 2);
+  const Group& group = *groups().at(args.number(0));
+  if (group.heartbeat) group.heartbeat->fail(args.string(1));
+  return nullptr;
 }
 
 // endWithParent(pid): has the kernel kill this process when its parent, process `pid`, ends; at once where it has ended already.

@@ -57,8 +57,8 @@ void reducePieces(T* into, const std::vector<Bytes>& others, const std::vector<b
 
 class HostWork {
  public:
-  HostWork(c10d::Store& store, const Collective& collective, const Place& place)
-      : store_(store), collective_(collective), place_(place), deadline_(std::chrono::steady_clock::now() + collective.timeout) {}
+  HostWork(c10d::Store& store, const Collective& collective, const Place& place, const PeerNote& note)
+      : store_(store), collective_(collective), place_(place), note_(note), deadline_(std::chrono::steady_clock::now() + collective.timeout) {}
 
   void run() {
     switch (collective_.kind) {
@@ -190,7 +190,7 @@ class HostWork {
       return store_.get(name);
     } catch (const c10::DistStoreError&) {
       throw EngineError("COLLECTIVE", describe(collective_, place_) + ": rank " + std::to_string(from) + " has not come to it within " +
-                                          std::to_string(collective_.timeout.count()) + " ms");
+                                          std::to_string(collective_.timeout.count()) + " ms" + note_(from));
     }
   }
 
@@ -208,6 +208,7 @@ class HostWork {
   c10d::Store& store_;
   const Collective& collective_;
   const Place& place_;
+  const PeerNote& note_;
   const std::chrono::steady_clock::time_point deadline_;
 };
 
@@ -244,11 +245,11 @@ struct Queue {
   std::exception_ptr failure;  // the first one: what is started later fails with it, since the ranks are no longer in step
 };
 
-void runTask(c10d::Store& store, const Place& place, Queue& queue, Task& task) {
+void runTask(c10d::Store& store, const Place& place, const PeerNote& note, Queue& queue, Task& task) {
   std::exception_ptr failure;
   try {
     if (queue.failure) std::rethrow_exception(queue.failure);
-    HostWork(store, task.collective, place).run();
+    HostWork(store, task.collective, place, note).run();
   } catch (const EngineError&) {
     failure = std::current_exception();
   } catch (const std::exception& error) {
@@ -264,7 +265,7 @@ void runTask(c10d::Store& store, const Place& place, Queue& queue, Task& task) {
   task.ended.notify_all();
 }
 
-void runQueue(const c10::intrusive_ptr<c10d::Store>& store, const Place& place, Queue& queue) {
+void runQueue(const c10::intrusive_ptr<c10d::Store>& store, const Place& place, const PeerNote& note, Queue& queue) {
   std::unique_lock<std::mutex> lock(queue.mutex);
   while (true) {
     queue.changed.wait(lock, [&] { return queue.closed || !queue.tasks.empty(); });
@@ -273,7 +274,7 @@ void runQueue(const c10::intrusive_ptr<c10d::Store>& store, const Place& place, 
     queue.tasks.pop_front();
     queue.busy = true;
     lock.unlock();
-    runTask(*store, place, queue, *task);
+    runTask(*store, place, note, queue, *task);
     lock.lock();
     queue.busy = false;
   }
@@ -281,8 +282,8 @@ void runQueue(const c10::intrusive_ptr<c10d::Store>& store, const Place& place, 
 
 class HostBackend : public Backend {
  public:
-  HostBackend(c10::intrusive_ptr<c10d::Store> store, Place place) : queue_(std::make_shared<Queue>()) {
-    thread_ = std::thread([store = std::move(store), place, queue = queue_] { runQueue(store, place, *queue); });
+  HostBackend(c10::intrusive_ptr<c10d::Store> store, Place place, PeerNote note) : queue_(std::make_shared<Queue>()) {
+    thread_ = std::thread([store = std::move(store), place, note = std::move(note), queue = queue_] { runQueue(store, place, note, *queue); });
   }
 
   ~HostBackend() override {
@@ -312,8 +313,8 @@ class HostBackend : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> makeHostBackend(c10::intrusive_ptr<c10d::Store> store, Place place) {
-  return std::make_unique<HostBackend>(std::move(store), place);
+std::unique_ptr<Backend> makeHostBackend(c10::intrusive_ptr<c10d::Store> store, Place place, PeerNote note) {
+  return std::make_unique<HostBackend>(std::move(store), place, std::move(note));
 }
 
 }  // namespace grove

@@ -1,8 +1,12 @@
 // Collectives on CUDA tensors: c10d's ProcessGroupNCCL, which runs them on a stream of its own, behind what the current stream holds when
-// they are started. A collective that outlasts its time limit ends the process: c10d's watchdog names the operation on standard error.
+// they are started. A collective that outlasts its time limit ends the process: the heartbeat says which ranks have not come to it (heartbeat.h). Where it
+// does not, c10d's watchdog names the operation on standard error, a while later.
 #include "process_group.h"
 
 #include "error.h"
+
+#include <deque>
+#include <mutex>
 
 // c10d's header wants those of libraries that nothing else here needs, and small toolkits lack: without them the rest is built all the same.
 #if defined(GROVE_CUDA) && __has_include(<nccl.h>) && __has_include(<cublas_v2.h>) && __has_include(<cublasLt.h>) && \
@@ -17,6 +21,9 @@ namespace grove {
 #ifdef GROVE_NCCL
 
 namespace {
+
+// So much longer than a collective's limit c10d's watchdog waits, which knows nothing of the other ranks.
+constexpr Milliseconds kAfter(20000);
 
 EngineError failed(const Collective& collective, const Place& place, const std::exception& error) {
   const auto* torch = dynamic_cast<const c10::Error*>(&error);
@@ -46,20 +53,47 @@ class NcclBackend : public Backend {
  public:
   NcclBackend(c10::intrusive_ptr<c10d::Store> store, Place place, Milliseconds timeout) : place_(place) {
     auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
-    options->timeout = timeout;
+    options->timeout = timeout + kAfter;
     group_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), place.rank, place.world, std::move(options));
   }
 
   std::unique_ptr<Pending> start(Collective collective) override {
     try {
       auto work = enqueue(collective);
+      remember({work, collective.number, operationOf(collective), std::chrono::steady_clock::now() + collective.timeout});
       return std::make_unique<NcclPending>(std::move(collective), place_, std::move(work));
     } catch (const std::exception& error) {
       throw failed(collective, place_, error);
     }
   }
 
+  std::pair<int64_t, std::string> overdue() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (!started_.empty()) {
+      const Started& oldest = started_.front();
+      // Only then is the device asked, since a graph that is being recorded suffers no questions from other threads.
+      if (std::chrono::steady_clock::now() < oldest.deadline) break;
+      if (!oldest.work->isCompleted()) return {oldest.number, oldest.operation};
+      started_.pop_front();
+    }
+    return {0, ""};
+  }
+
  private:
+  struct Started {
+    c10::intrusive_ptr<c10d::Work> work;
+    int64_t number;
+    std::string operation;
+    std::chrono::steady_clock::time_point deadline;
+  };
+
+  // Those before it that have ended are forgotten: the caller's thread records no graph meanwhile.
+  void remember(Started started) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (!started_.empty() && started_.front().work->isCompleted()) started_.pop_front();
+    started_.push_back(std::move(started));
+  }
+
   c10::intrusive_ptr<c10d::Work> enqueue(const Collective& collective) {
     at::Tensor flat = collective.tensor.view(-1);
     std::vector<at::Tensor> tensors{flat};
@@ -69,25 +103,25 @@ class NcclBackend : public Backend {
       case CollectiveKind::kMax: {
         c10d::AllreduceOptions options;
         options.reduceOp = collective.kind == CollectiveKind::kMax ? c10d::ReduceOp::MAX : c10d::ReduceOp::SUM;
-        options.timeout = collective.timeout;
+        options.timeout = collective.timeout + kAfter;
         return group_->allreduce(tensors, options);
       }
       case CollectiveKind::kReduceScatter: {
         at::Tensor own = flat.narrow(0, place_.rank * share, share);
         c10d::ReduceScatterOptions options;
-        options.timeout = collective.timeout;
+        options.timeout = collective.timeout + kAfter;
         return group_->_reduce_scatter_base(own, flat, options);
       }
       case CollectiveKind::kAllGather: {
         at::Tensor own = flat.narrow(0, place_.rank * share, share);
         c10d::AllgatherOptions options;
-        options.timeout = collective.timeout;
+        options.timeout = collective.timeout + kAfter;
         return group_->_allgather_base(flat, own, options);
       }
       case CollectiveKind::kBroadcast: {
         c10d::BroadcastOptions options;
         options.rootRank = collective.root;
-        options.timeout = collective.timeout;
+        options.timeout = collective.timeout + kAfter;
         return group_->broadcast(tensors, options);
       }
       case CollectiveKind::kBarrier:
@@ -98,6 +132,8 @@ class NcclBackend : public Backend {
 
   Place place_;
   c10::intrusive_ptr<c10d::ProcessGroupNCCL> group_;
+  std::mutex mutex_;
+  std::deque<Started> started_;  // oldest first
 };
 
 }  // namespace

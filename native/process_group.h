@@ -9,8 +9,10 @@
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 namespace grove {
 
@@ -31,6 +33,9 @@ struct Place {
   int world;
 };
 
+// "all-reduce (sum) #17 of [1024] float32".
+std::string operationOf(const Collective& collective);
+
 // "rank 2 of 4, all-reduce (sum) #17 of [1024] float32": the beginning of every message about a collective.
 std::string describe(const Collective& collective, const Place& place);
 
@@ -47,10 +52,15 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::unique_ptr<Pending> start(Collective collective) = 0;
+  // Number and description of a collective that has outlasted its limit without anybody having said so; from any thread.
+  virtual std::pair<int64_t, std::string> overdue() { return {0, ""}; }
 };
 
+// "; " and what is known of another rank, for a message about it; empty where nothing is.
+using PeerNote = std::function<std::string(int rank)>;
+
 // `store` is used by the backend's thread alone: a client of its own.
-std::unique_ptr<Backend> makeHostBackend(c10::intrusive_ptr<c10d::Store> store, Place place);
+std::unique_ptr<Backend> makeHostBackend(c10::intrusive_ptr<c10d::Store> store, Place place, PeerNote note);
 
 // Throws EngineError("OP") in a build without CUDA, and where libtorch has no NCCL.
 std::unique_ptr<Backend> makeNcclBackend(c10::intrusive_ptr<c10d::Store> store, Place place, Milliseconds timeout);

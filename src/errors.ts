@@ -148,6 +148,13 @@ export class RankError extends GroveError {
   }
 }
 
+/** A run that its GPUs have not the memory for, by the plan. */
+export class MemoryError extends GroveError {
+  constructor(problem: string, details: Record<string, unknown> & { hint: string }) {
+    super("MEMORY", problem, details);
+  }
+}
+
 /** A collective operation that failed or took too long, or ranks that do not find each other or do not fit together. */
 export class CollectiveError extends GroveError {
   constructor(problem: string, details: Record<string, unknown> = {}, cause?: unknown) {

@@ -5,13 +5,13 @@ import { ConfigError } from "../errors.ts";
 import { parseShard } from "../eval/answers.ts";
 import { evalTable, summarize } from "../eval/report.ts";
 import { RESULTS_FILE, runEvaluation } from "./evaluation.ts";
-import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
+import { configOrPlan, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
 export const command = "eval";
 export const describe = "Accuracy on every evaluation set of the config, with confidence intervals";
 
-interface Flags extends ConfigFlags {
+interface Flags extends PlanFlags {
   limit?: number;
   overwrite: boolean;
   processes?: number;
@@ -19,31 +19,33 @@ interface Flags extends ConfigFlags {
 }
 
 export function builder(yargs: Argv): Argv<Flags> {
-  return withConfigFlags(
-    yargs
-      .usage(
-        `$0 eval --config file.yaml --set model.path=folder --run-dir folder\n\n${describe}.\n` +
-          "Writes answers-<level>.jsonl (sample_id, prompt, problem, solution, response, reward), results.json and evaluation.json " +
-          "(every setting) to the run folder. An evaluation that was stopped asks only what is missing, with any number of processes.",
-      )
-      .option("limit", { type: "number", requiresArg: true, describe: "Ask only the first n questions of each set" })
-      .option("overwrite", {
-        type: "boolean",
-        default: false,
-        describe: "Drop another evaluation's answers in the run folder",
-      })
-      .option("processes", {
-        type: "number",
-        requiresArg: true,
-        describe:
-          "Split the questions among n processes: a GPU each with --device cuda, else a share of the CPU's threads",
-      })
-      .option("shard", {
-        type: "string",
-        requiresArg: true,
-        describe:
-          "Ask share k of n only (k/n), e.g. on one of n machines; the command without it adds up all their answers, once all have ended",
-      }),
+  return withPlanFlags(
+    withConfigFlags(
+      yargs
+        .usage(
+          `$0 eval --config file.yaml --set model.path=folder --run-dir folder\n\n${describe}.\n` +
+            "Writes answers-<level>.jsonl (sample_id, prompt, problem, solution, response, reward), results.json and evaluation.json " +
+            "(every setting) to the run folder. An evaluation that was stopped asks only what is missing, with any number of processes.",
+        )
+        .option("limit", { type: "number", requiresArg: true, describe: "Ask only the first n questions of each set" })
+        .option("overwrite", {
+          type: "boolean",
+          default: false,
+          describe: "Drop another evaluation's answers in the run folder",
+        })
+        .option("processes", {
+          type: "number",
+          requiresArg: true,
+          describe:
+            "Split the questions among n processes: a GPU each with --device cuda, else a share of the CPU's threads",
+        })
+        .option("shard", {
+          type: "string",
+          requiresArg: true,
+          describe:
+            "Ask share k of n only (k/n), e.g. on one of n machines; the command without it adds up all their answers, once all have ended",
+        }),
+    ),
   ) as Argv<Flags>;
 }
 

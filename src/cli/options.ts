@@ -3,6 +3,7 @@
 import type { Argv } from "yargs";
 import { dumpConfig, loadConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
+import { ConfigError } from "../errors.ts";
 import type { Stage } from "../trainer/plan.ts";
 
 export interface ConfigFlags {
@@ -54,13 +55,39 @@ export function configToRun(flags: ConfigFlags, base?: { files?: string[]; set?:
   return undefined;
 }
 
-/** As configToRun for the commands that train or evaluate: --dry-run prints their plan too, as comments above the YAML. */
-export async function configOrPlan(flags: ConfigFlags, stage: Stage): Promise<Config | undefined> {
+/** What a plan is made for, beside the config. */
+export interface PlanFlags extends ConfigFlags {
+  nproc?: number | undefined;
+  deviceMemory?: number | undefined;
+}
+
+/** Adds --device-memory to a command that has a plan. */
+export function withPlanFlags<T>(command: Argv<T>): Argv<T> {
+  return command.option("device-memory", {
+    type: "number",
+    requiresArg: true,
+    describe: "With --dry-run: plan for GPUs of so many GiB, e.g. 40 for an A100-40GB, whatever is in this machine",
+  }) as unknown as Argv<T>;
+}
+
+/**
+ * As configToRun for the commands that train or evaluate: --dry-run prints their plan too, as comments above the YAML.
+ * @throws MemoryError where the GPUs that the plan is for, or without --dry-run those of this machine, have not the memory
+ */
+export async function configOrPlan(flags: PlanFlags, stage: Stage): Promise<Config | undefined> {
   const config = configFrom(flags);
-  if (!flags.dryRun) return config;
-  const { planLines } = await import("../trainer/plan-text.ts");
-  const plan = (await planLines(stage, config)).map((line) => `# ${line}\n`);
-  process.stdout.write(plan.join("") + dumpConfig(config));
+  const { deviceMemory, dryRun } = flags;
+  if (deviceMemory !== undefined && !(deviceMemory > 0 && dryRun))
+    throw new ConfigError(`--device-memory ${deviceMemory}: expected GiB above 0, together with --dry-run`);
+  const { planDevice, refuseWhatCannotFit } = await import("./memory.ts");
+  if (!dryRun) {
+    await refuseWhatCannotFit(stage, config, flags);
+    return config;
+  }
+  const { makePlan } = await import("../trainer/plan-text.ts");
+  const { lines, refusal } = await makePlan(stage, config, planDevice(stage, config, flags));
+  process.stdout.write(lines.map((line) => `# ${line}\n`).join("") + dumpConfig(config));
+  if (refusal !== null) throw refusal;
   return undefined;
 }
 

@@ -8,6 +8,8 @@ import { LAUNCHER, type Launch, launchWithRestarts, type RankReport } from "../d
 import type { Ranks } from "../distributed/ranks.ts";
 import { ConfigError } from "../errors.ts";
 import { log } from "../log.ts";
+import { visibleGpus } from "./gpus.ts";
+import { renderError } from "./render-error.ts";
 
 /** A rank of a job, or a run that is alone. */
 export interface RankRun {
@@ -59,9 +61,47 @@ export async function asRanks(
   const index = /^cuda:(\d+)$/.exec(own.device)?.[1];
   if (index !== undefined) setDevice(Number(index));
   const nccl = own.device !== "cpu";
-  const ranks = joinRanks(place, { nccl, timeoutMs: config.distributed.timeoutS * 1000 });
-  await work({ ranks, config: own, report: (report) => process.send?.(report) });
+  const { timeoutS, heartbeatS } = config.distributed;
+  const limits = { timeoutMs: timeoutS * 1000, heartbeatMs: heartbeatS * 1000 };
+  const ranks = joinRanks(place, { nccl, ...limits, log: logOf(config, place) });
+  try {
+    await work({ ranks, config: own, report: (report) => process.send?.(report) });
+  } catch (error) {
+    ranks.fail(renderError(error));
+    throw error;
+  }
   await ranks.leave();
+}
+
+/** What a rank leaves to read: all that it prints where our launcher keeps it, else its own log. */
+function logOf({ runDir }: Config, { rank, startedBy }: Place): string {
+  if (startedBy === "grove --nproc") return path.join(runDir, "ranks", `rank-${rank}.log`);
+  return rank === 0 ? path.join(runDir, "log.jsonl") : path.join(runDir, "ranks", `rank-${rank}.jsonl`);
+}
+
+/** How many ranks a job has that a command begins or belongs to, and who says so. */
+export interface RankCount {
+  ranks: number;
+  from: string;
+}
+
+/**
+ * As asRanks decides, for a plan: without libtorch, so that GPUs are counted as the driver's tool sees them.
+ * @throws ConfigError where nproc does not fit
+ */
+export function plannedRanks(config: Config, nproc?: number): RankCount {
+  const place = readPlace(process.env);
+  if (place !== null && !isPod(place, nproc)) return { ranks: place.world, from: place.startedBy };
+  const machines = place?.world ?? 1;
+  const count = nproc ?? (config.device === "cuda" ? oneEach(visibleGpus().length, config) : 1);
+  checkCount(config, count * machines, nproc);
+  const here =
+    nproc !== undefined
+      ? `--nproc ${nproc}`
+      : config.device === "cuda"
+        ? "the visible GPUs"
+        : `device: ${config.device}`;
+  return { ranks: count * machines, from: machines > 1 ? `${here} on each of ${machines} machines` : here };
 }
 
 /** A pod of Kubeflow's that starts several ranks itself. */
@@ -72,7 +112,12 @@ function isPod(place: Place, nproc: number | undefined): boolean {
 async function defaultCount(config: Config): Promise<number> {
   if (config.device !== "cuda") return 1; // the CPU, or one GPU that was named
   const { deviceCount } = await import("../torch/cuda.ts");
-  return Math.max(1, Math.min(deviceCount(), config.trainer.questionsPerStep));
+  return oneEach(deviceCount(), config);
+}
+
+/** A rank for each GPU, as far as there are questions for them. */
+function oneEach(gpus: number, { trainer }: Config): number {
+  return Math.max(1, Math.min(gpus, trainer.questionsPerStep));
 }
 
 function checkCount({ device, trainer }: Config, world: number, nproc: number | undefined): void {

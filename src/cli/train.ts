@@ -4,18 +4,17 @@ import type { Argv } from "yargs";
 import { requireData } from "../config/check.ts";
 import type { Config } from "../config/schema.ts";
 import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
-import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
+import { configOrPlan, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
-export interface TrainFlags extends ConfigFlags {
+export interface TrainFlags extends PlanFlags {
   resume?: boolean; // no default: yargs would take it for a conflict
   overwrite?: boolean;
-  nproc?: number | undefined;
   maxRestarts?: number | undefined;
 }
 
 export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
-  return withConfigFlags(yargs)
+  return withPlanFlags(withConfigFlags(yargs))
     .option("resume", {
       type: "boolean",
       describe: "Go on from the newest checkpoint in the run folder; from the start where there is none",

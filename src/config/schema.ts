@@ -307,6 +307,10 @@ const distributed = z.strictObject({
     .positive()
     .default(1800)
     .meta({ description: "A rank that the others wait for so long, in seconds, has failed: the job ends." }),
+  heartbeatS: z.number().positive().default(30).meta({
+    description:
+      "A rank that gives no sign of life for so long, in seconds, has died: the others end. The signs come from a thread that no work holds up.",
+  }),
   shardGradients: z.boolean().default(false).meta({
     description:
       "Every rank keeps its part of the gradients alone, instead of all of them: less memory, and each pass's gradients travel, not each update's. One rank has all.",

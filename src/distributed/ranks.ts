@@ -1,11 +1,13 @@
 /** What one process of a job knows of the others, and how they agree. A run that is alone is a job of one rank: nothing is sent then. */
 
+import { hostname } from "node:os";
 import { deserialize, serialize } from "node:v8";
 import { CollectiveError } from "../errors.ts";
 import { ProcessGroup } from "../torch/distributed.ts";
 import { scope } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
 import type { Place } from "./environment.ts";
+import { onOperation } from "./operation.ts";
 
 /** Bytes of a gathered value that travel with its length; a longer one takes a second exchange. */
 const SHORT = 8192;
@@ -82,6 +84,11 @@ export class Ranks {
     }
   }
 
+  /** Tells the others that this rank has failed: they end, and name it. */
+  fail(error: string): void {
+    this.group?.fail(error);
+  }
+
   /** Ends a job in good order: rank 0, which may keep the store, stays until all have left. */
   async leave(): Promise<void> {
     await this.group?.leave();
@@ -103,12 +110,23 @@ export class Ranks {
 /** A run that nobody else takes part in. */
 export const ALONE = new Ranks(null);
 
+export interface JoinOptions {
+  nccl: boolean;
+  /** Limit on the meeting and on every collective. */
+  timeoutMs: number;
+  /** A rank that gives no sign of life for so long has died; default: nobody looks. */
+  heartbeatMs?: number;
+  /** File that this rank logs to. */
+  log?: string;
+}
+
 /** Meets the other ranks of a job. @throws CollectiveError that names the ranks which do not come within `timeoutMs` */
-export function joinRanks(place: Place, { nccl, timeoutMs }: { nccl: boolean; timeoutMs: number }): Ranks {
+export function joinRanks(place: Place, { nccl, timeoutMs, heartbeatMs = 0, log }: JoinOptions): Ranks {
   const { rank, world, localWorld, address, port, serve, attempt } = place;
   const name = `grove/${attempt}`;
-  return new Ranks(
-    new ProcessGroup({ rank, world, address, port, nccl, timeoutMs: Math.ceil(timeoutMs), serve, name }),
-    localWorld,
-  );
+  const where = `${hostname()}, process ${process.pid}${log === undefined ? "" : `, its log: ${log}`}`;
+  const limits = { timeoutMs: Math.ceil(timeoutMs), heartbeatMs };
+  const group = new ProcessGroup({ rank, world, address, port, nccl, serve, name, where, ...limits });
+  onOperation((text) => group.operation(text));
+  return new Ranks(group, localWorld);
 }

@@ -9,6 +9,7 @@ import { memoryStats } from "../torch/cuda.ts";
 import { sizesOf } from "./decode-buffers.ts";
 import { Decoder, type DecoderOptions } from "./decoder.ts";
 import { availableBytes } from "./free-memory.ts";
+import { KEPT_SHARE } from "./memory-shares.ts";
 import { PhaseClock } from "./phase-clock.ts";
 import { type SampleEngine, type SampleRequest, type SampleResult, tokensOfSteps } from "./sampled.ts";
 import type { SamplerModel } from "./sampler-model.ts";
@@ -24,9 +25,6 @@ export interface SlotEngineOptions extends DecoderOptions {
    */
   deterministic: boolean;
 }
-
-/** Buffers of at most this share of the device's memory are kept, with their recordings, for the next rollout; an update has to do without them. */
-const KEPT_SHARE = 1 / 32;
 
 export class SlotEngine implements SampleEngine {
   private readonly model: SamplerModel;

@@ -89,16 +89,16 @@ export interface Addon {
   graphEnd(graph: number): void;
   graphReplay(graph: number): void;
   groupOpen(
-    rank: number,
-    world: number,
+    numbers: Float64Array, // rank, world, port, timeout in ms, heartbeat in ms
     host: string,
-    port: number,
     nccl: boolean,
-    timeoutMs: number,
     serve: boolean,
     name: string,
+    where: string,
   ): number;
   groupClose(group: number): void;
+  groupOperation(group: number, text: string): void;
+  groupFail(group: number, error: string): void;
   collectiveStart(group: number, kind: number, tensor: number, root: number, timeoutMs: number): number;
   collectiveWait(pending: number): void;
   storeSet(group: number, key: string, bytes: TypedArray): void;

@@ -24,6 +24,10 @@ export interface GroupOptions {
   serve?: boolean;
   /** Keeps jobs that share a store apart. */
   name?: string;
+  /** Ends this process where another rank that has joined gives no sign of life for so long, or says that it has failed; default: never. */
+  heartbeatMs?: number;
+  /** Where this process is and what it logs to, for the others' messages about it. */
+  where?: string;
 }
 
 /** A collective that has been started. Its tensor must be left alone, and alive, until wait() has returned. */
@@ -45,12 +49,15 @@ export class ProcessGroup implements Disposable {
   #closed = false;
 
   /** Joins the job; returns when all ranks have. @throws CollectiveError that names the ranks which have not joined in time */
-  constructor({ rank, world, address, port, nccl, timeoutMs, serve = true, name = "grove" }: GroupOptions) {
+  constructor({ rank, world, address, port, nccl, timeoutMs, serve = true, name = "grove", ...heart }: GroupOptions) {
     this.rank = rank;
     this.world = world;
     this.timeoutMs = timeoutMs;
     this.#handle = guard("join", `rank ${rank} of ${world}, ${address}:${port}`, () =>
-      addon.groupOpen(rank, world, address, port, nccl, timeoutMs, serve, name),
+      addon.groupOpen(
+        Float64Array.of(rank, world, port, timeoutMs, Math.ceil(heart.heartbeatMs ?? 0)),
+        ...([address, nccl, serve, name, heart.where ?? ""] as const),
+      ),
     );
   }
 
@@ -77,6 +84,16 @@ export class ProcessGroup implements Disposable {
   /** Returns when all ranks have called it. The devices may still be at work. */
   barrier(options?: CollectiveOptions): void {
     this.#start("barrier", null, options).wait();
+  }
+
+  /** What this rank is at, for the others' messages about it. */
+  operation(text: string): void {
+    if (!this.#closed) guard("operation", text, () => addon.groupOperation(this.#handle, text));
+  }
+
+  /** Tells the other ranks that this one has failed, and why; they end. Returns when they had time to hear it. */
+  fail(error: string): void {
+    if (!this.#closed) guard("fail", "", () => addon.groupFail(this.#handle, error));
   }
 
   /** Puts bytes, at most 4 MiB, into the job's store, for one rank to take. */

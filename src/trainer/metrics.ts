@@ -1,3 +1,4 @@
+import { beginOperation } from "../distributed/operation.ts";
 import type { Metrics, RolloutGroup } from "../types.ts";
 
 /** Adds up wall-clock seconds by name. */
@@ -13,6 +14,7 @@ export class StopWatch {
 
   /** Runs `work` and adds its duration to `name`. */
   async time<T>(name: string, work: () => T | Promise<T>): Promise<T> {
+    beginOperation(name);
     const start = performance.now();
     try {
       const result = await work();

@@ -3,34 +3,16 @@
  * that a config can be planned on any machine.
  */
 
-import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
-import { totalmem } from "node:os";
 import type { Config } from "../config/schema.ts";
 import { type DataSource, readRecords } from "../data/datasets.ts";
-import { GroveError } from "../errors.ts";
+import { GroveError, type MemoryError } from "../errors.ts";
 import { type Qwen2VLConfig, readConfig } from "../model/qwen2vl/config.ts";
 import { releasedConfig, releasedSize } from "../model/qwen2vl/released.ts";
 import type { Sample } from "../types.ts";
-import {
-  largestPack,
-  type MemoryPart,
-  memoryParts,
-  optimizerBytes,
-  parameterCount,
-  peakBytes,
-  type QuestionSize,
-  type Stage,
-} from "./plan.ts";
+import { memoryPlan } from "./memory-text.ts";
+import { parameterCount, type Stage } from "./plan.ts";
 import { type Lengths, questionSize } from "./question-size.ts";
-import {
-  cheapestThatFits,
-  describePlan,
-  percent,
-  type RecomputeChoice,
-  recomputeChoices,
-  roomBeside,
-} from "./recompute-plan.ts";
 import { totalSteps } from "./schedule.ts";
 
 /** A data set of the plan. */
@@ -42,36 +24,56 @@ export interface PlannedSet {
   found: string;
 }
 
-/** Lines without a comment sign. Reads the records; decodes the media of a few questions where files and model folder are there. */
-export async function planLines(stage: Stage, config: Config): Promise<string[]> {
+/** What a plan is made for. */
+export interface PlanDevice {
+  ranks: number;
+  /** Who says so. */
+  from: string;
+  /** Memory of each GPU; null where none is known. */
+  bytes: number | null;
+  of: string;
+}
+
+export interface Plan {
+  /** Without a comment sign. */
+  lines: string[];
+  /** Where the GPUs cannot hold it. */
+  refusal: MemoryError | null;
+}
+
+/** Reads the records; unless `decode` is false also decodes the media of a few questions, where files and model folder are there. */
+export async function makePlan(
+  stage: Stage,
+  config: Config,
+  at: PlanDevice,
+  options: { decode?: boolean } = {},
+): Promise<Plan> {
   const sets = await readSets(stage, config);
   const { shape, line: modelLine } = readShape(config);
   const asked = sets.find(({ name, samples }) => samples.length > 0 && (stage === "eval" || name.startsWith("train")));
-  const lengths = await questionSize(stage, config, shape, asked);
-  return [
-    `plan of ${stage}`,
-    "data",
-    ...sets.map(({ name, source, found }) => `  ${name}: ${found} (${source.file})`),
-    ...(sets.length === 0 ? ["  none is named"] : []),
-    `model: ${modelLine}`,
-    ...stepLines(stage, config, sets),
-    ...tokenLines(stage, config, lengths),
-    ...compatLines(config),
-    ...memoryLines(stage, config, shape, lengths.size, deviceBytes(config)),
-  ];
-}
-
-/** Memory of the device that the plan is made for; null where it is not in this machine. A dry run has no libtorch to ask: the driver's tool says it. */
-function deviceBytes({ device }: Config): number | null {
-  if (device === "cpu") return totalmem();
-  const index = /^cuda:(\d+)$/.exec(device)?.[1] ?? "0";
-  try {
-    const query = ["--query-gpu=memory.total", "--format=csv,noheader,nounits", `--id=${index}`];
-    const mib = Number(execFileSync("nvidia-smi", query, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }));
-    return mib > 0 ? mib * 2 ** 20 : null;
-  } catch {
-    return null; // no driver here
-  }
+  const lengths = await questionSize(stage, config, shape, asked, options);
+  const training = sets.filter(({ name }) => name.startsWith("train"));
+  const known = training.length > 0 && training.every(({ samples }) => samples.length > 0);
+  const records = known ? training.reduce((sum, { samples }) => sum + samples.length, 0) : undefined;
+  const memory =
+    shape === null
+      ? null
+      : memoryPlan({ stage, config, shape, size: lengths.size, ranks: at.ranks, records, device: at.bytes }, at.of);
+  return {
+    lines: [
+      `plan of ${stage}`,
+      "data",
+      ...sets.map(({ name, source, found }) => `  ${name}: ${found} (${source.file})`),
+      ...(sets.length === 0 ? ["  none is named"] : []),
+      `model: ${modelLine}`,
+      ...(stage === "eval" ? [] : [`ranks: ${at.ranks} (${at.from})`]),
+      ...stepLines(stage, config, sets),
+      ...tokenLines(stage, config, lengths),
+      ...compatLines(config),
+      ...(memory?.lines ?? []),
+    ],
+    refusal: memory?.refusal ?? null,
+  };
 }
 
 async function readSets(stage: Stage, config: Config): Promise<PlannedSet[]> {
@@ -172,84 +174,10 @@ function compatLines({ compat }: Config): string[] {
   return on.length === 0 ? [] : [`as the seed does: ${on.map(([name]) => `compat.${name}`).join(", ")}`];
 }
 
-function memoryLines(
-  stage: Stage,
-  config: Config,
-  shape: Qwen2VLConfig | null,
-  size: QuestionSize | null,
-  device: number | null,
-): string[] {
-  if (shape === null) return [];
-  const known = size ?? { prompt: 0, vision: 0, completion: 0 };
-  const again = size === null || stage === "eval" ? null : recomputed(stage, config, shape, size, device);
-  const parts = memoryParts(stage, config, shape, known, again?.chosen.plan).filter(
-    ({ during }) => size !== null || during === "always",
-  );
-  const host = stage === "eval" ? 0 : optimizerBytes(config, shape).host;
-  const when: Record<MemoryPart["during"], string> = {
-    always: "",
-    rollout: ", in the rollout only",
-    update: ", in the update only",
-  };
-  return [
-    ...(again?.lines ?? []),
-    `memory on ${config.device}, GiB; weights to optimizer exactly, the rest estimated, CUDA's own not counted`,
-    ...parts.map(({ name, bytes, during }) => `  ${name}: ${gib(bytes)}${when[during]}`),
-    ...(host > 0 ? [`  moments, in host memory and not counted: ${gib(host)}`] : []),
-    size === null ? `  the rest is not known: prompt lengths are not` : `  at most: ${gib(peakBytes(parts))}`,
-  ];
-}
-
-/** What the largest pack computes again on this device; where the device is not known, on which device what. */
-function recomputed(
-  stage: Stage,
-  config: Config,
-  shape: Qwen2VLConfig,
-  size: QuestionSize,
-  device: number | null,
-): { chosen: RecomputeChoice; lines: string[] } {
-  const choices = recomputeChoices(largestPack(stage, config, shape, size), config, shape);
-  const always = memoryParts(stage, config, shape, size)
-    .filter(({ during }) => during === "always")
-    .reduce((sum, { bytes }) => sum + bytes, 0);
-  const head = `computed again in the update (model.recompute: ${config.model.recompute})`;
-  const say = ({ plan, share }: RecomputeChoice) =>
-    `${describePlan(plan)}${share === 0 ? "" : `, ${percent(share)} of a forward`}`;
-  if (device === null && choices.length > 1) {
-    const from = (choice: RecomputeChoice) =>
-      `${say(choice)}: from ${gib(roomBeside.device(always, choice.bytes))} GiB on`;
-    return {
-      chosen: choices[0],
-      lines: [`${head}, as little as fits the device`, ...worthTelling(choices).map((choice) => `  ${from(choice)}`)],
-    };
-  }
-  const room = device === null ? Number.POSITIVE_INFINITY : roomBeside.room(always, device);
-  const chosen = cheapestThatFits(choices, room);
-  const fit = chosen.bytes > room ? "; it may not fit" : "";
-  const on = device === null ? "" : `; ${config.device} has ${gib(device)} GiB${fit}`;
-  return { chosen, lines: [`${head}: ${say(chosen)}${on}`] };
-}
-
-/** The first and last, and of those between whatever takes 5 % less than the one told before. */
-function worthTelling(choices: readonly RecomputeChoice[]): RecomputeChoice[] {
-  const told: RecomputeChoice[] = [];
-  choices.forEach((choice, i) => {
-    const before = told.at(-1);
-    if (before === undefined || i === choices.length - 1 || choice.bytes < 0.95 * before.bytes) told.push(choice);
-  });
-  return told;
-}
-
 function count(value: number): string {
   return value.toLocaleString("en-US");
 }
 
 function epochsText(epochs: number): string {
   return epochs === 1 ? "1 epoch" : `${Number(epochs.toPrecision(3))} epochs`;
-}
-
-/** Two digits after the point, more for what would read as nothing. */
-function gib(bytes: number): string {
-  const value = bytes / 2 ** 30;
-  return value >= 0.1 ? value.toFixed(2) : value.toPrecision(2);
 }

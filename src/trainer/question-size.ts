@@ -30,12 +30,13 @@ export interface Lengths {
   basis: string;
 }
 
-/** Mean lengths of a few real questions, or an estimate that says so. */
+/** Mean lengths of a few real questions, or an estimate that says so; without `decode` always an estimate, from records and knobs. */
 export async function questionSize(
   stage: Stage,
   config: Config,
   shape: Qwen2VLConfig | null,
   set: Asked | undefined,
+  { decode = true }: { decode?: boolean } = {},
 ): Promise<Lengths> {
   const limit = { grpo: config.rollout.maxNewTokens, sft: 0, eval: config.eval.maxNewTokens }[stage];
   const some = spaced(set?.samples ?? [], SAMPLED);
@@ -47,7 +48,7 @@ export async function questionSize(
     processor === null ? response.length / CHARACTERS_PER_TOKEN : processor.tokenizer.encode(response).length + 2,
   );
   const completion = stage === "sft" ? Math.round(mean(responses)) : limit;
-  const measured = processor === null ? [] : await measure(some, config, processor);
+  const measured = processor === null || !decode ? [] : await measure(some, config, processor);
   if (measured.length > 0) {
     const prompt = Math.round(mean(measured.map((one) => one.prompt)));
     const vision = Math.round(mean(measured.map((one) => one.vision)));

@@ -2,6 +2,7 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Config } from "../config/schema.ts";
+import { beginOperation, beginStep } from "../distributed/operation.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import type { Metrics } from "../types.ts";
@@ -88,9 +89,11 @@ export async function trainingLoop(
     if (before !== null) folder.writeMetrics(0, before);
     const eta = new Eta();
     while (done < steps && !agreeOnStop()) {
+      beginStep(done + 1);
       const metrics = await tracedStep(config, folder.dir, done + 1, ranks.rank, () => training.runStep(done));
       done++;
       hooks.onProgress?.({ step: done, steps, metrics, etaS: eta.tick(steps - done) });
+      beginOperation("evaluation, or the step's end");
       const evaluated = isEvalDue(done) && !agreeOnStop() ? await training.evaluate(stop.requested) : null;
       folder.writeMetrics(done, { ...metrics, ...evaluated, ...checkpoints.takeMetrics() });
       await nextTurn(); // signals, and what became of a checkpoint, are handed over between turns of the event loop
@@ -98,6 +101,7 @@ export async function trainingLoop(
       const last = done === steps || agreeOnStop();
       if ((last && saveFinal) || (saveEvery > 0 && done % saveEvery === 0)) {
         folder.flush();
+        beginOperation("checkpoint");
         await training.save(done, last);
       }
     }

@@ -53,6 +53,34 @@ test.each(
   expect(err.text).toBe("");
 });
 
+test("--nproc and --device-memory: whether GPUs that are not here hold it, and which knobs would help", async () => {
+  const plan = ["grpo", "--dry-run", "--config", at("8xa100.yaml"), "--device-memory", "40", "--nproc"];
+  expect(await main([...plan, "8"])).toBe(0);
+  expect(out.text).toMatch(/^# ranks: 8 \(--nproc 8\)$/m);
+  expect(out.text).toMatch(/^# memory of each of 8 ranks, on cuda, GiB/m);
+  expect(out.text).toMatch(
+    /^# fits 40\.00 GiB \(--device-memory\): needs [\d.]+ \+- [\d.]+ GiB, about [\d.]+ of it CUDA's own$/m,
+  );
+  expect(err.text).toBe("");
+  expect(await main([...plan, "2"])).toBe(1);
+  expect(out.text).toMatch(/^# does not fit 40\.00 GiB/m);
+  expect(err.text).toMatch(/^error \[MEMORY\] each of 2 ranks needs [\d.]+ GiB on cuda/);
+  expect(err.text).toMatch(/hint: it fits with /);
+});
+
+test.each([
+  [["--nproc", "9"], /9 ranks, but trainer\.questionsPerStep is 8/],
+  [["--device-memory", "0"], /--device-memory 0: expected GiB above 0/],
+])("a plan for what cannot be is refused: %j", async (flags, message) => {
+  expect(await main(["grpo", "--dry-run", "--config", at("8xa100.yaml"), ...flags])).toBe(1);
+  expect(err.text).toMatch(message);
+});
+
+test("--device-memory is for a dry run", async () => {
+  expect(await main(["grpo", "--config", at("8xa100.yaml"), "--device-memory", "40"])).toBe(1);
+  expect(err.text).toMatch(/together with --dry-run/);
+});
+
 test("a dry run needs no libtorch", async () => {
   await main(["grpo", "--dry-run", "--config", at("8xa100.yaml")]);
   const report = process.report.getReport() as unknown as { sharedObjects: string[] };

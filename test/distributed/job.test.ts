@@ -5,6 +5,7 @@ import { existsSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { freePort } from "../../src/distributed/launcher.ts";
 import { deterministic, makeTinyWorld, type TinyWorld } from "../trainer/tiny-run.ts";
 import { isAlive, linesOf, MAIN, rankPids, startJob, untilStep, writeJob } from "./run-job.ts";
 
@@ -101,6 +102,26 @@ test("a rank that hangs ends the job when its time is up, and is named", async (
   expect(status).toBe(1);
   expect(stderr).toMatch(/error \[RANK\] rank 0 ended with status 1 in step \d+/);
   expect(stderr).toMatch(/error \[COLLECTIVE\] rank 0 of 2, .* #\d+.*: rank 1 has not come to it within 3000 ms/);
+});
+
+test("ranks that a scheduler has started: one that is killed ends the others, which name it, its step and its log", async () => {
+  const port = String(await freePort());
+  const started = [0, 1].map((rank) =>
+    startJob(world, "scheduled", 500, ["--set", "distributed.heartbeatS=3"], {
+      ...{ RANK: String(rank), WORLD_SIZE: "2", LOCAL_RANK: String(rank), LOCAL_WORLD_SIZE: "2" },
+      ...{ MASTER_ADDR: "127.0.0.1", MASTER_PORT: port },
+    }),
+  );
+  const runDir = (started[0] as (typeof started)[0]).runDir;
+  await untilStep(runDir, 2);
+  started[1]?.child.kill("SIGKILL");
+  const start = performance.now();
+  const { status, stderr } = await (started[0] as (typeof started)[0]).ended;
+  expect(performance.now() - start).toBeLessThan(15_000);
+  expect(status).toBe(1);
+  expect(stderr).toMatch(/error \[COLLECTIVE\] rank 0 of 2, in step \d+, [a-z]+ for \d+ s: no sign of life/);
+  expect(stderr).toMatch(/rank 1, last heard of \d+ s ago, was in step \d+/);
+  expect(stderr).toContain(`its log: ${runDir}/ranks/rank-1.jsonl`);
 });
 
 test("SIGTERM: all ranks finish the same step, and the run is saved", async () => {

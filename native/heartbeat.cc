@@ -1,0 +1,309 @@
+#include "heartbeat.h"
+
+#include <c10/util/Exception.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <mutex>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+namespace grove {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::seconds;
+
+// After the store is lost, so long is waited for the main thread to end the process by an error of its own.
+constexpr Milliseconds kLostGrace(3000);
+// Threads that are held up by a store that does not answer are left behind.
+constexpr Milliseconds kJoin(1000);
+
+std::string secondsSince(Clock::time_point since, Clock::time_point now) {
+  return std::to_string(std::chrono::duration_cast<Seconds>(now - since).count()) + " s";
+}
+
+std::string oneLine(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+// A sign of life, as its lines.
+struct Beat {
+  int64_t number = -1;
+  std::string state;  // alive, left, failed
+  int64_t started = 0;  // collectives
+  std::string where, operation, collective;
+  std::string error;  // the rest, where the rank has failed
+
+  std::vector<uint8_t> bytes() const {
+    const std::string text = std::to_string(number) + "\n" + state + "\n" + std::to_string(started) + "\n" + where + "\n" + operation + "\n" + collective +
+                             "\n" + error;
+    return {text.begin(), text.end()};
+  }
+
+  static Beat parse(const std::vector<uint8_t>& bytes) {
+    Beat beat;
+    std::istringstream lines(std::string(bytes.begin(), bytes.end()));
+    std::string number, started;
+    std::getline(lines, number);
+    std::getline(lines, beat.state);
+    std::getline(lines, started);
+    std::getline(lines, beat.where);
+    std::getline(lines, beat.operation);
+    std::getline(lines, beat.collective);
+    std::getline(lines, beat.error, '\0');
+    beat.number = std::atoll(number.c_str());
+    beat.started = std::atoll(started.c_str());
+    return beat;
+  }
+};
+
+struct Peer {
+  Beat beat;  // number -1: not heard of yet
+  Clock::time_point changed;
+};
+
+}  // namespace
+
+struct Heartbeat::State {
+  HeartbeatOptions options;
+  Milliseconds interval;
+  c10::intrusive_ptr<c10d::Store> store;
+  mutable std::mutex mutex;
+  std::condition_variable changed;
+  // The rest under `mutex`.
+  Beat own;
+  Clock::time_point since = Clock::now();  // of own.operation
+  Clock::time_point sinceCollective = Clock::now();
+  int64_t published = -1;  // own.number that stands in the store
+  std::vector<Peer> peers;
+  Clock::time_point answered = Clock::now();  // by the store
+  std::string lost;                           // why the store is, if it is
+  Clock::time_point lostAt;
+  std::function<std::pair<int64_t, std::string>()> overdue;
+  bool wake = false;    // publish now
+  bool quiet = false;   // end nothing any more: the rank is leaving or has failed
+  bool closed = false;  // no more signs
+  int running = 2;      // threads
+
+  void publish();
+  void look();
+  void beat();
+  void watch();
+  std::string verdict(Clock::time_point now);
+  std::string describe(int rank, Clock::time_point now) const;
+  std::string keeper(Clock::time_point now) const { return options.place.rank == 0 ? "" : describe(0, now); }
+  void announce(std::unique_lock<std::mutex>& lock, const std::string& state, const std::string& error);
+  void finished() {
+    std::lock_guard<std::mutex> lock(mutex);
+    running--;
+    changed.notify_all();
+  }
+  static std::string key(int rank) { return "beat/" + std::to_string(rank); }
+};
+
+// Leaves this rank's sign.
+void Heartbeat::State::publish() {
+  Beat beat;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    own.number++;
+    beat = own;
+    const auto now = Clock::now();
+    beat.operation += " for " + secondsSince(since, now);
+    if (!beat.collective.empty()) beat.collective += ", started " + secondsSince(sinceCollective, now) + " before";
+  }
+  store->set(key(options.place.rank), beat.bytes());
+  std::lock_guard<std::mutex> lock(mutex);
+  published = beat.number;
+  changed.notify_all();
+}
+
+// Takes note of the others': of those that are there already in one request.
+void Heartbeat::State::look() {
+  std::vector<size_t> ranks;
+  std::vector<std::string> keys;
+  for (size_t rank = 0; rank < peers.size(); rank++) {
+    if (static_cast<int>(rank) == options.place.rank) continue;
+    bool known;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      known = peers[rank].beat.number >= 0;
+    }
+    const std::string name = key(static_cast<int>(rank));
+    if (!known && !store->check({name})) continue;
+    ranks.push_back(rank);
+    keys.push_back(name);
+  }
+  const auto values = keys.empty() ? std::vector<std::vector<uint8_t>>() : store->multiGet(keys);
+  std::lock_guard<std::mutex> lock(mutex);
+  answered = Clock::now();
+  for (size_t i = 0; i < ranks.size(); i++) {
+    Beat beat = Beat::parse(values[i]);
+    Peer& peer = peers[ranks[i]];
+    if (beat.number != peer.beat.number) peer.changed = answered;
+    peer.beat = std::move(beat);
+  }
+  changed.notify_all();
+}
+
+void Heartbeat::State::beat() {
+  try {
+    while (true) {
+      publish();
+      {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (closed) break;
+      }
+      look();
+      std::unique_lock<std::mutex> lock(mutex);
+      changed.wait_for(lock, interval, [&] { return wake || closed; });
+      wake = false;
+    }
+  } catch (const std::exception& error) {
+    const auto* torch = dynamic_cast<const c10::Error*>(&error);
+    const std::string reason = torch != nullptr ? torch->what_without_backtrace() : error.what();
+    std::lock_guard<std::mutex> lock(mutex);
+    lost = reason.substr(0, reason.find('\n'));
+    lostAt = Clock::now();
+    changed.notify_all();
+  }
+  finished();
+}
+
+std::string Heartbeat::State::describe(int rank, Clock::time_point now) const {
+  const Peer& peer = peers[static_cast<size_t>(rank)];
+  const Beat& beat = peer.beat;
+  if (beat.number < 0) return "rank " + std::to_string(rank) + " has not been heard of yet";
+  std::string text = "rank " + std::to_string(rank) + ", last heard of " + secondsSince(peer.changed, now) + " ago, was in " + beat.operation;
+  if (!beat.collective.empty()) text += ", its last collective " + beat.collective;
+  return text + " (" + beat.where + ")";
+}
+
+// Why this process has to end; empty where it has not.
+std::string Heartbeat::State::verdict(Clock::time_point now) {
+  for (size_t rank = 0; rank < peers.size(); rank++) {
+    const Peer& peer = peers[rank];
+    if (peer.beat.state == "failed")
+      return "rank " + std::to_string(rank) + " has failed, in " + peer.beat.operation + " (" + peer.beat.where + "): " + peer.beat.error;
+  }
+  if (!lost.empty() && now - lostAt >= kLostGrace)
+    return "the job's store at " + options.address + " is gone: rank 0, or the agent that keeps it, has ended. " + keeper(now) + " (" + lost + ")";
+  if (lost.empty() && now - answered >= options.limit)
+    return "the job's store at " + options.address + " has not answered for " + secondsSince(answered, now) +
+           ": rank 0, or the agent that keeps it, hangs or cannot be reached. " + keeper(now);
+  for (size_t rank = 0; rank < peers.size(); rank++) {
+    const Peer& peer = peers[rank];
+    if (peer.beat.state == "alive" && now - peer.changed >= options.limit)
+      return "no sign of life from a rank within the limit of " + std::to_string(options.limit.count() / 1000.0).substr(0, 5) +
+             " s: it was killed or stopped, or its machine is gone. " + describe(static_cast<int>(rank), now);
+  }
+  if (!overdue) return "";
+  const auto [number, collective] = overdue();
+  if (collective.empty()) return "";
+  std::string missing;
+  for (size_t rank = 0; rank < peers.size(); rank++) {
+    if (static_cast<int>(rank) != options.place.rank && peers[rank].beat.started <= number) missing += "; " + describe(static_cast<int>(rank), now);
+  }
+  return collective + " has outlasted its time limit" + (missing.empty() ? ": all ranks have started it" : ": not started by" + missing.substr(1));
+}
+
+// Says something last in the store, and waits until it stands there.
+void Heartbeat::State::announce(std::unique_lock<std::mutex>& lock, const std::string& state, const std::string& error) {
+  quiet = true;
+  own.state = state;
+  own.error = error;
+  const int64_t next = own.number + 1;
+  wake = true;
+  changed.notify_all();
+  changed.wait_for(lock, 2 * kJoin, [&] { return published >= next || !lost.empty(); });
+  // The store goes with rank 0: the others look once an interval.
+  if (state == "failed" && options.place.rank == 0 && lost.empty())
+    changed.wait_for(lock, interval + kJoin / 2, [&] { return closed; });
+}
+
+void Heartbeat::State::watch() {
+  const Milliseconds step = std::min(Milliseconds(500), options.limit / 10);
+  auto last = Clock::now();
+  std::unique_lock<std::mutex> lock(mutex);
+  while (!closed) {
+    changed.wait_for(lock, step, [&] { return closed; });
+    const auto now = Clock::now();
+    if (now - last > 4 * step + kJoin) {  // this process was stopped itself: what it has missed is nobody's fault
+      for (Peer& peer : peers) peer.changed += now - last;
+      answered += now - last;
+    }
+    last = now;
+    if (quiet) continue;
+    const std::string why = verdict(now);
+    if (why.empty()) continue;
+    const Place& place = options.place;
+    std::fprintf(stderr, "error [COLLECTIVE] rank %d of %d, in %s for %s: %s\n", place.rank, place.world, own.operation.c_str(),
+                 secondsSince(since, now).c_str(), why.c_str());
+    std::fflush(stderr);
+    announce(lock, "failed", "it ended because " + oneLine(why));
+    _exit(1);
+  }
+  lock.unlock();
+  finished();
+}
+
+Heartbeat::Heartbeat(c10::intrusive_ptr<c10d::Store> store, HeartbeatOptions options) : state_(std::make_shared<State>()) {
+  State& state = *state_;
+  state.interval = std::clamp(options.limit / 10, Milliseconds(100), Milliseconds(2000));
+  options.where = oneLine(std::move(options.where));
+  state.own.state = "alive";
+  state.own.operation = "start";
+  state.own.where = options.where;
+  state.peers.resize(static_cast<size_t>(options.place.world));
+  state.store = std::move(store);
+  state.options = std::move(options);
+  std::thread([state = state_] { state->beat(); }).detach();
+  std::thread([state = state_] { state->watch(); }).detach();
+}
+
+Heartbeat::~Heartbeat() {
+  std::unique_lock<std::mutex> lock(state_->mutex);
+  state_->quiet = true;
+  state_->overdue = nullptr;
+  if (state_->own.state == "alive") state_->own.state = "left";
+  state_->closed = true;
+  state_->changed.notify_all();
+  state_->changed.wait_for(lock, kJoin, [&] { return state_->running == 0; });
+}
+
+void Heartbeat::operation(std::string text) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->own.operation = oneLine(std::move(text));
+  state_->since = Clock::now();
+}
+
+void Heartbeat::started(int64_t number, std::string description) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->own.started = number + 1;
+  state_->own.collective = std::move(description);
+  state_->sinceCollective = Clock::now();
+}
+
+void Heartbeat::fail(const std::string& error) {
+  std::unique_lock<std::mutex> lock(state_->mutex);
+  if (!state_->quiet) state_->announce(lock, "failed", error);
+}
+
+std::string Heartbeat::describe(int rank) const {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->describe(rank, Clock::now());
+}
+
+void Heartbeat::watch(std::function<std::pair<int64_t, std::string>()> overdue) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->overdue = std::move(overdue);
+}
+
+}  // namespace grove

@@ -1,0 +1,41 @@
+/** On what a command's plan is made: how many ranks, on GPUs of how much memory; and the refusal of a run that these cannot hold. */
+
+import { totalmem } from "node:os";
+import type { Config } from "../config/schema.ts";
+import { LAUNCHER } from "../distributed/launcher.ts";
+import type { Stage } from "../trainer/plan.ts";
+import type { PlanDevice } from "../trainer/plan-text.ts";
+import { visibleGpus } from "./gpus.ts";
+import type { PlanFlags } from "./options.ts";
+import { plannedRanks } from "./ranks.ts";
+
+const GIB = 2 ** 30;
+
+/** @throws ConfigError where --nproc does not fit */
+export function planDevice(stage: Stage, config: Config, { nproc, deviceMemory }: PlanFlags): PlanDevice {
+  const { ranks, from } = stage === "eval" ? { ranks: 1, from: "each process" } : plannedRanks(config, nproc);
+  if (deviceMemory !== undefined) return { ranks, from, bytes: deviceMemory * GIB, of: "--device-memory" };
+  return { ranks, from, ...memoryHere(config) };
+}
+
+/** Of the smallest GPU that a rank of this machine would have; null where there is none. */
+function memoryHere({ device }: Config): { bytes: number | null; of: string } {
+  if (device === "cpu") return { bytes: totalmem(), of: "this machine" };
+  const gpus = visibleGpus();
+  const index = /^cuda:(\d+)$/.exec(device)?.[1];
+  const used = index === undefined ? gpus : gpus.slice(Number(index), Number(index) + 1);
+  return { bytes: used.length === 0 ? null : Math.min(...used.map(({ bytes }) => bytes)), of: "this machine" };
+}
+
+/**
+ * At the start of a run, from the records and the knobs alone: no media are decoded. Ranks that our launcher has started need not ask again.
+ * @throws MemoryError
+ */
+export async function refuseWhatCannotFit(stage: Stage, config: Config, flags: PlanFlags): Promise<void> {
+  if (config.device === "cpu" || process.env[LAUNCHER] !== undefined) return;
+  const at = planDevice(stage, config, flags);
+  if (at.bytes === null) return;
+  const { makePlan } = await import("../trainer/plan-text.ts");
+  const { refusal } = await makePlan(stage, config, at, { decode: false });
+  if (refusal !== null) throw refusal;
+}
