@@ -33,7 +33,7 @@ import { assignAdvantages, uniformMetrics } from "./advantage.ts";
 import { deviceOf } from "./assemble.ts";
 import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
 import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
-import { grpoLoss, lossMetrics, readTogether } from "./loss.ts";
+import { lossMetrics, policyLoss, readTogether } from "./loss.ts";
 import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metrics.ts";
 import { RecomputePlanner } from "./recompute-planner.ts";
 import { learningRate } from "./schedule.ts";
@@ -173,7 +173,7 @@ async function updatePolicy(
         const visionCache = run.features?.ofPack(pack.packed); // of the rollout
         const recompute = run.planner.for(pack.packed);
         using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision, visionCache });
-        const loss = grpoLoss(
+        const loss = policyLoss(
           {
             logprobs: pass.logprobs,
             entropy: pass.entropy,
@@ -182,6 +182,7 @@ async function updatePolicy(
             samplerLogprobs: perToken(pack.samplerLogprobs),
             advantages: perToken(pack.advantages),
             weights: perToken(pack.weights),
+            lengths: pack.lengths,
           },
           config.trainer,
         );
@@ -196,7 +197,7 @@ async function updatePolicy(
     stats.push(keep(optimizer.gradNorm()));
     const values = readTogether(stats); // the one wait for the device in an update
     const metrics = {
-      ...lossMetrics(run.ranks.gather(values.slice(0, -1)).flat(), config.trainer.klCoef),
+      ...lossMetrics(run.ranks.gather(values.slice(0, -1)).flat(), config.trainer),
       "grad/norm": values.at(-1)?.[0] as number,
     };
     const bad = firstNonFinite(metrics);
