@@ -71,8 +71,9 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
 
   const groups = await watch.time("rollout", () => rollout(run, prompts, step)); // RolloutGroup[P], G completions each
   await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
-  assignAdvantages(groups, trainer.advantageEps);
-  const batch = gatherGroups(run.ranks, places, groups); // of all ranks, the same everywhere
+  const { batch, own } = gatherGroups(run.ranks, places, groups); // of all ranks, the same everywhere
+  assignAdvantages(batch, trainer);
+  for (const [i, group] of groups.entries()) group.advantages = own[i]?.advantages ?? [];
 
   const packs = packBatch(asScored(run, groups), trainer, asScored(run, batch));
   const references = await watch.time("reference", () => referenceLogprobs(run, packs)); // [Tc] per pack

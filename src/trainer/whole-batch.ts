@@ -25,9 +25,16 @@ export function gatherInOrder<T>(ranks: Ranks, places: readonly number[], items:
     .map(({ item }) => item);
 }
 
-/** The groups of all ranks as advantages, weights and metrics need them: without pictures and videos. */
-export function gatherGroups(ranks: Ranks, places: readonly number[], groups: readonly RolloutGroup[]): RolloutGroup[] {
-  if (ranks.world === 1) return [...groups];
-  const light = groups.map((group) => ({ ...group, prompt: { ...group.prompt, images: [], videos: [] } }));
-  return gatherInOrder(ranks, places, light);
+/** The groups of all ranks, and which of them are this rank's. */
+export interface WholeBatch {
+  /** As advantages, weights and metrics need them: of several ranks without pictures and videos. */
+  batch: RolloutGroup[];
+  /** The entries of `batch` that stand for this rank's groups, in the order of those. */
+  own: RolloutGroup[];
+}
+
+export function gatherGroups(ranks: Ranks, places: readonly number[], groups: readonly RolloutGroup[]): WholeBatch {
+  if (ranks.world === 1) return { batch: [...groups], own: [...groups] };
+  const own = groups.map((group) => ({ ...group, prompt: { ...group.prompt, images: [], videos: [] } }));
+  return { batch: gatherInOrder(ranks, places, own), own };
 }

@@ -9,11 +9,14 @@ import { type Config, configSchema } from "../../src/config/schema.ts";
 import { meanStd } from "../../src/reward/statistics.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray } from "../../src/torch/tensor.ts";
-import { groupAdvantages } from "../../src/trainer/advantage.ts";
+import { batchAdvantages } from "../../src/trainer/advantage.ts";
 import { packBatch } from "../../src/trainer/batch.ts";
 import { klOfTokens } from "../../src/trainer/kl.ts";
 import { LOSS_STATS, policyLoss } from "../../src/trainer/loss.ts";
 import { fakeGroup } from "./fakes.ts";
+
+const groupAdvantages = (rewards: readonly number[], advantageEps: number): number[] =>
+  batchAdvantages([rewards], { advantage: "grpo", advantageScale: "group", advantageEps })[0] as number[];
 
 const trainer = configSchema.parse({ model: { path: "unused" } }).trainer;
 
