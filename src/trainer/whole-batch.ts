@@ -1,11 +1,17 @@
 /** One step's batch over all ranks: which questions are whose, and what all ranks know of the others' share. */
 
 import type { Ranks } from "../distributed/ranks.ts";
-import type { Prompt, RolloutGroup } from "../types.ts";
+import type { Prompt, RolloutGroup, Sample } from "../types.ts";
 
 /** Places in a step's list of `count` questions that a rank asks: every world-th one. */
 export function placesOf({ rank, world }: Pick<Ranks, "rank" | "world">, count: number): number[] {
   return Array.from({ length: count }, (_, place) => place).filter((place) => place % world === rank);
+}
+
+/** A sample and its place in the list of what a step asks. */
+export interface PlacedSample {
+  place: number;
+  sample: Sample;
 }
 
 /** This rank's share of a step's questions; those that could not be used are left out. */
