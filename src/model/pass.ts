@@ -54,7 +54,7 @@ export interface PassModel {
 export class PackedPass implements Disposable {
   /** log p(token | everything before it), nats, float32 [Tc] (float64 in a float64 model). */
   readonly logprobs: Tensor;
-  /** Entropy of the distribution each token was taken from, nats, like logprobs. Carries no gradient. */
+  /** Entropy of the distribution each token was taken from, nats, like logprobs. */
   readonly entropy: Tensor;
   readonly #head: ChunkedLogprobs;
   readonly #tape: Tape | null;
@@ -73,8 +73,11 @@ export class PackedPass implements Disposable {
     this.entropy = this.#head.entropy;
   }
 
-  /** Adds the gradient of sum_t dLogprobs[t] * logprobs[t] to every parameter's. dLogprobs [Tc], any float type. Once per pass. */
-  backward(dLogprobs: Tensor): void {
+  /**
+   * Adds the gradient of sum_t (dLogprobs[t] * logprobs[t] + dEntropy[t] * entropy[t]) to every parameter's. Both [Tc], any float type; null: 0. Once per
+   * pass.
+   */
+  backward(dLogprobs: Tensor, dEntropy: Tensor | null = null): void {
     const tape = this.#tape;
     invariant(tape !== null, "backward of a pass that was made with grad: false");
     invariant(!this.#walked, "a pass has one backward");
@@ -82,7 +85,7 @@ export class PackedPass implements Disposable {
       throw new ShapeError("pass.backward", `dLogprobs [${this.logprobs.size(0)}]`, dLogprobs.shape);
     }
     this.#walked = true;
-    scope(() => tape.backward(this.#head.backward(dLogprobs)));
+    scope(() => tape.backward(this.#head.backward(dLogprobs, dEntropy)));
   }
 
   [Symbol.dispose](): void {

@@ -36,6 +36,7 @@ import { drawGroups, filterMetrics, isKept } from "./dynamic-sampling.ts";
 import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
 import { lossMetrics, policyLoss, readTogether } from "./loss.ts";
 import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metrics.ts";
+import { isReferenceDue, moveReference, openMovingReference, referenceFiles } from "./moving-reference.ts";
 import { penaltyMetrics, punishDistance, punishLength } from "./penalties.ts";
 import { RecomputePlanner } from "./recompute-planner.ts";
 import { learningRate } from "./schedule.ts";
@@ -101,6 +102,13 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   } finally {
     for (const tensor of [...references, ...oldLogprobs]) tensor?.free();
     if (!questionsRecur(run)) for (const features of featuresOf(run)) features.clear();
+  }
+
+  if (run.reference !== null && isReferenceDue(step + 1, trainer)) {
+    const { seed } = run.config;
+    run.checkpoints.beforeUpdate();
+    moveReference(run.reference.parameters, run.model.parameters, { decay: trainer.referenceDecay, seed, step });
+    if (run.referenceFeatures !== run.features) run.referenceFeatures?.clear(); // its tower has moved; the policy's frozen one has not
   }
 
   run.folder.writeCompletions(step + 1, asked.slice(0, trainer.logCompletions));
@@ -217,7 +225,7 @@ async function updatePolicy(
           },
           config.trainer,
         );
-        pass.backward(loss.gradient);
+        pass.backward(loss.gradient, loss.entropyGradient);
         stats.push(keep(loss.stats));
         if (keepOld) oldLogprobs.push(keep(clone(pass.logprobs)));
       });
@@ -252,7 +260,10 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
   const run: GrpoRun = Object.assign(session, { rewards, planner, reference: null, referenceFeatures: null });
   try {
     if (config.trainer.klCoef > 0) {
-      run.reference = openReference(session);
+      const moves = config.trainer.referenceEvery > 0;
+      const reference = moves ? openMovingReference(session) : openReference(session);
+      run.reference = reference;
+      if (moves) run.moreFiles = () => referenceFiles(reference);
       run.referenceFeatures = referenceFeatures(run, run.reference, questionsRecur(run));
     }
     return await trainingLoop(

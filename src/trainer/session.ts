@@ -15,6 +15,7 @@ import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Sample } from "../types.ts";
 import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
+  type CheckpointFile,
   checkpointFiles,
   fingerprint,
   modelFolder,
@@ -68,6 +69,8 @@ export interface Session extends Pipeline {
   bad: BadSamples; // the records behind that number, held against data.maxBadSamples
   /** Fingerprint of the weights before the first step. */
   startWeights: string;
+  /** What rank 0 writes into a checkpoint besides policy, optimizer and state. */
+  moreFiles?: () => CheckpointFile[];
 }
 
 /** Opens a new run, or with `hooks.resume` the newest checkpoint of the one in config.runDir. */
@@ -239,7 +242,8 @@ export async function saveSession(session: Session, step: number, last: boolean)
     versions: { node: process.version, torch },
   };
   const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
-  await session.checkpoints.save(step, files, { last });
+  const more = ranks.isFirst ? (session.moreFiles?.() ?? []) : [];
+  await session.checkpoints.save(step, [...files, ...more], { last });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */

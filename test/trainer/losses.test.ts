@@ -8,7 +8,7 @@ import { scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray } from "../../src/torch/tensor.ts";
 import { packBatch } from "../../src/trainer/batch.ts";
 import { klOfCompletion } from "../../src/trainer/kl.ts";
-import { LOSS_STATS, policyLoss } from "../../src/trainer/loss.ts";
+import { LOSS_STATS, lossMetrics, policyLoss } from "../../src/trainer/loss.ts";
 import { LOSSES } from "../../src/trainer/losses/table.ts";
 import { tokenWeights } from "../../src/trainer/token-weights.ts";
 import { fakeCompletion, fakeGroup } from "./fakes.ts";
@@ -323,4 +323,21 @@ test("weights with maskTruncated: those of a batch without the truncated complet
       expect(weightOf(completion)).toBe(expected(completion));
     expect(tokenWeights(batch, { ...config, maskTruncated: false })(cut)).toBeGreaterThan(0);
   }
+});
+
+test("an entropy bonus of c: d loss / d entropy is -c times the token's weight; without one there is nothing to compute", () => {
+  scope(() => {
+    const vector = (values: number[]) => fromArray(values, [values.length], { dtype: "float64" });
+    const ones = vector([1, 1, 1]);
+    const weights = [0.5, 0.3, 0.2];
+    const inputs = {
+      ...{ logprobs: ones, entropy: vector([2, 1, 3]), oldLogprobs: null, referenceLogprobs: null },
+      ...{ samplerLogprobs: ones, advantages: ones, weights: vector(weights), lengths: [2, 1] },
+    };
+    const { entropyGradient, stats } = policyLoss(inputs, trainerOf({ entropyCoef: 0.1 }));
+    expect(entropyGradient?.toNumbers()).toEqual(weights.map((w) => -0.1 * w));
+    const metrics = lossMetrics([stats.toNumbers()], { klCoef: 0, entropyCoef: 0.1 });
+    expect(metrics["loss/total"]).toBeCloseTo(-1 - 0.1 * (0.5 * 2 + 0.3 + 0.2 * 3), 12);
+    expect(policyLoss(inputs, trainerOf()).entropyGradient).toBeNull();
+  });
 });
