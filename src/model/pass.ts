@@ -59,7 +59,7 @@ export interface PassModel {
 export class PackedPass implements Disposable {
   /** log p(token | everything before it), nats, float32 [Tc] (float64 in a float64 model). */
   readonly logprobs: Tensor;
-  /** Entropy of the distribution each token was taken from, nats, like logprobs. Carries no gradient. */
+  /** Entropy of the distribution each token was taken from, nats, like logprobs. */
   readonly entropy: Tensor;
   readonly #head: ChunkedLogprobs;
   readonly #tape: Tape | null;
@@ -81,10 +81,11 @@ export class PackedPass implements Disposable {
   }
 
   /**
-   * Adds the gradient of sum_t dLogprobs[t] * logprobs[t] to every parameter's. dLogprobs [Tc], any float type. Once per pass.
+   * Adds the gradient of sum_t (dLogprobs[t] * logprobs[t] + dEntropy[t] * entropy[t]) to every parameter's. Both [Tc], any float type; null: 0. Once per
+   * pass.
    * @param watch told of each part that has trained parameters, from the head to the patch embedding; of a tied embedding before the head, too
    */
-  backward(dLogprobs: Tensor, watch?: PartWatch): void {
+  backward(dLogprobs: Tensor, dEntropy: Tensor | null = null, watch?: PartWatch): void {
     const tape = this.#tape;
     invariant(tape !== null, "backward of a pass that was made with grad: false");
     invariant(!this.#walked, "a pass has one backward");
@@ -94,7 +95,7 @@ export class PackedPass implements Disposable {
     this.#walked = true;
     if (this.#isTied) watch?.before(PARTS.embedding);
     watch?.before(PARTS.head);
-    scope(() => tape.backward(this.#head.backward(dLogprobs), watch));
+    scope(() => tape.backward(this.#head.backward(dLogprobs, dEntropy), watch));
   }
 
   [Symbol.dispose](): void {

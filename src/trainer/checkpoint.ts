@@ -3,10 +3,11 @@
  *   model/                  the policy as a Hugging Face folder, usable on its own
  *   optimizer.safetensors   AdamW's moments and, for bfloat16 weights, the 16 low bits of the float32 master; of a job of several ranks
  *                           optimizer-<n>-of-<ranks>.safetensors, each rank's part (saved-state.ts); any number of ranks goes on from either
+ *   reference/              with trainer.referenceEvery: the reference policy as it is by now (moving-reference.ts)
  *   state.json              step, updates, counters, the resolved config, versions, a fingerprint of the weights the run started from
  *   manifest.json           bytes and CRC-32 of every file above; written last
- * The data order and every random draw are functions of (seed, step), so the step is their whole state. The reference policy is the model
- * the run started from and is read, or drawn, again; its fingerprint tells whether it is still the same.
+ * The data order and every random draw are functions of (seed, step), so the step is their whole state. A reference policy that does not move is
+ * the model the run started from and is read, or drawn, again; its fingerprint tells whether it is still the same.
  *
  * A folder is written under a hidden name, flushed to the disk and renamed: a killed process leaves a whole checkpoint or none.
  */

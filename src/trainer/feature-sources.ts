@@ -8,7 +8,8 @@ import { VisionFeatures } from "./vision-features.ts";
 
 /** Whether some question may be asked in two steps of a run. */
 export function questionsRecur(run: Pick<Session, "config" | "steps" | "samples">): boolean {
-  return run.steps * run.config.trainer.questionsPerStep > run.samples.length;
+  const { questionsPerStep, resampleRounds } = run.config.trainer;
+  return resampleRounds > 0 || run.steps * questionsPerStep > run.samples.length;
 }
 
 /** Of the vision tower among these parameters; `before` as in fingerprint(). */

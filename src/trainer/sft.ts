@@ -115,7 +115,7 @@ async function updatePolicy(
         using pass = model.pass(packed, { grad: true, recompute, freezeVision, visionCache });
         stats.push(keep(stack([sum(pass.logprobs), sum(pass.entropy)])));
         const gradient = full(pass.logprobs.shape, -1 / tokens, { device: model.device }); // d loss / d logprob
-        optimizer.backward((watch) => pass.backward(gradient, watch));
+        optimizer.backward((watch) => pass.backward(gradient, null, watch));
       });
       await nextTurn(); // lets signals, prefetching and logs have their turn
     }

@@ -30,7 +30,7 @@ test.each([
       scope(() => model.parameters.find((one) => one.name === name)?.tensor.grad?.toNumbers());
     scope(() => {
       using pass = model.pass(packGroups([group]), { grad: true, freezeVision });
-      pass.backward(full([8], 1), {
+      pass.backward(full([8], 1), null, {
         before: (part) => {
           // Nothing of a part is there before it is begun.
           if (!begun.has(part)) for (const name of namesOf(part)) expect(now(name), name).toBeUndefined();
@@ -95,7 +95,7 @@ test.each(
       for (const [i, group] of groups.entries()) {
         scope(() => {
           using pass = model.pass(packGroups([group]), { grad: true });
-          gradients.backward((watch) => pass.backward(fromArray(d, [8], { dtype: "float64" }), watch));
+          gradients.backward((watch) => pass.backward(fromArray(d, [8], { dtype: "float64" }), null, watch));
         });
         const rounds = kind === WholeGradients ? (i === groups.length - 1 ? 1 : 0) : i + 1;
         expect(travelled).toHaveLength(rounds * layout.buckets.length);

@@ -157,6 +157,38 @@ test("more ranks than questions, a step with several updates, a frozen tower", a
   expect(existsSync(path.join(four.runDir, "final/model.safetensors"))).toBe(true);
 });
 
+test("other questions in place of groups that teach nothing, statistics of the batch, penalties and a moving reference", async () => {
+  const algorithm = {
+    ...{ loss: "dapo", iterations: 2, advantage: "reinforce++-baseline", filterUniform: true, resampleRounds: 2 },
+    ...{
+      klIn: "reward",
+      klEstimator: "k1",
+      overlongTokens: 3,
+      entropyCoef: 0.01,
+      referenceEvery: 3,
+      referenceDecay: 0.5,
+    },
+  };
+  const more = {
+    ...withTrainer({ questionsPerStep: 5, evalEvery: 0, ...algorithm }),
+    rewards: [{ name: "many", path: fileURLToPath(new URL("rewards/many-e.mjs", import.meta.url)) }],
+  };
+  const one = tinyConfig(world, "algorithm-1", more);
+  await run(1, one, "grpo");
+  const rounds = outcome(one).lines.map((line) => line["data/resample_rounds"] as number);
+  expect(Math.max(...rounds)).toBeGreaterThan(0);
+  for (const ranks of [2, 3]) {
+    const many = tinyConfig(world, `algorithm-${ranks}`, more);
+    await run(ranks, many, "grpo");
+    expectSameRun(many, one);
+  }
+  const resumed = tinyConfig(world, "algorithm-3-2", more);
+  cpSync(path.join(world.folder, "algorithm-3"), resumed.runDir, { recursive: true });
+  for (const later of ["checkpoint-10", "final"]) rmSync(path.join(resumed.runDir, later), { recursive: true });
+  await run(2, resumed, "grpo", true);
+  expectSameRun(resumed, one);
+});
+
 test("questions that cannot be used are left out as one rank leaves them out, also where a rank is left with none", async () => {
   const records = readFileSync(world.questions, "utf8").trim().split("\n");
   const file = path.join(world.folder, "lost.jsonl");

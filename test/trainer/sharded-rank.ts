@@ -90,7 +90,7 @@ async function compareReferences(): Promise<boolean[]> {
 function backwardOf(pack: (typeof mine)[number], through: (run: Backward) => void): void {
   scope(() => {
     using pass = model.pass(pack, { grad: true });
-    through((watch) => pass.backward(full(pass.logprobs.shape, 0.01, { device }), watch));
+    through((watch) => pass.backward(full(pass.logprobs.shape, 0.01, { device }), null, watch));
   });
 }
 
