@@ -16,8 +16,22 @@ import * as quickstart from "./quickstart.ts";
 import { renderError } from "./render-error.ts";
 import * as score from "./score.ts";
 import * as sft from "./sft.ts";
+import * as sweep from "./sweep.ts";
 
-const commands = [grpo, sft, evaluate, compare, generate, score, inspect, makeDataset, checkData, doctor, quickstart];
+const commands = [
+  grpo,
+  sft,
+  evaluate,
+  compare,
+  sweep,
+  generate,
+  score,
+  inspect,
+  makeDataset,
+  checkData,
+  doctor,
+  quickstart,
+];
 
 /** Names of all commands, in the order of the help text. */
 export const commandNames = commands.map(({ command }) => command);
