@@ -4,6 +4,7 @@
 import { realpathSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import yargs, { type Argv } from "yargs";
+import * as ablation from "./ablation.ts";
 import * as checkData from "./check-data.ts";
 import * as compare from "./compare.ts";
 import * as doctor from "./doctor.ts";
@@ -24,6 +25,7 @@ const commands = [
   evaluate,
   compare,
   sweep,
+  ablation,
   generate,
   score,
   inspect,

@@ -4,11 +4,10 @@ import path from "node:path";
 import type { Argv } from "yargs";
 import { requireData } from "../config/check.ts";
 import type { Config } from "../config/schema.ts";
-import { LAUNCHER } from "../distributed/launcher.ts";
 import { metricsAt } from "../experiment/objective.ts";
-import { EXPERIMENT } from "../experiment/run.ts";
 import { readMetrics } from "../trainer/run-folder.ts";
 import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
+import { endWithExperiment } from "./end-with-experiment.ts";
 import { type ConfigFlags, configOrPlan, withConfigFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
@@ -102,14 +101,6 @@ function jsonLine(
 ): string {
   const metrics = metricsAt(readMetrics(path.join(runDir, "metrics.jsonl")), jsonWindow);
   return JSON.stringify({ command, finished, step, runDir, finalDir, window: jsonWindow, metrics });
-}
-
-/** A run of a sweep or an ablation ends with it, also where that is killed: the next one makes the run again. */
-async function endWithExperiment(): Promise<void> {
-  const experiment = process.env[EXPERIMENT];
-  if (experiment === undefined || process.env[LAUNCHER] !== undefined) return; // a rank ends with its launcher
-  const { endWithParent } = await import("../torch/distributed.ts");
-  endWithParent(Number(experiment));
 }
 
 function closingLine({ finished, step, runDir, finalDir }: TrainResult): string {

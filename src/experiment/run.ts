@@ -1,4 +1,4 @@
-/** One training run of an experiment, in a process of its own: started, watched by its metrics, stopped where it is not worth more steps. */
+/** One run of an experiment, in a process of its own: started, watched by its metrics, stopped where it is not worth more steps. */
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from "node:fs";
@@ -19,6 +19,8 @@ export interface RunOrder {
   args: readonly string[];
   runDir: string;
   slot: Slot;
+  /** An evaluation: it goes on by itself from the answers its folder holds, and ends with status 0. */
+  evaluates?: boolean;
   /** Called with all lines so far whenever there are new ones, and at the end; true: stop the run. */
   onLines?: (lines: readonly Line[]) => boolean;
   /** Ends the run in an orderly way: the experiment itself is asked to stop. */
@@ -48,12 +50,13 @@ const TAIL_LINES = 20;
  * What it prints is kept in `<runDir>.log`.
  */
 export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd> {
-  const { runDir, slot, onLines, signal } = order;
+  const { runDir, slot, onLines, signal, evaluates = false } = order;
   const begun = existsSync(runDir) && readdirSync(runDir).some((name) => /^checkpoint-\d+$/.test(name));
-  if (!begun) rmSync(runDir, { recursive: true, force: true });
+  if (!begun && !evaluates) rmSync(runDir, { recursive: true, force: true });
   mkdirSync(path.dirname(runDir), { recursive: true });
   const set = slot.set.flatMap((one) => ["--set", one]);
-  const args = [...program.args, ...order.args, ...set, "--run-dir", runDir, "--json", ...(begun ? ["--resume"] : [])];
+  const training = evaluates ? [] : ["--json", ...(begun ? ["--resume"] : [])];
+  const args = [...program.args, ...order.args, ...set, "--run-dir", runDir, ...training];
   const start = performance.now();
   const child = spawn(program.program, args, {
     stdio: ["ignore", "pipe", "pipe"],
@@ -108,7 +111,7 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
   const lines = look(); // a run may end before it is told to
   const end = { lines, seconds: (performance.now() - start) / 1000 };
   if (stopped) return { how: "stopped", ...end };
-  if (code === 0 && output.result()?.finished === true) return { how: "finished", ...end };
+  if (code === 0 && (evaluates || output.result()?.finished === true)) return { how: "finished", ...end };
   if (signal.aborted) return { how: "interrupted", ...end };
   const reason = by ?? (code === 0 ? "was stopped by a signal" : `ended with status ${code}`);
   const said = output.tail();
