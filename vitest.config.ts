@@ -4,7 +4,9 @@
  */
 import { defineConfig } from "vitest/config";
 
-const UNIT = ["reward", "config", "data", "cli", "scripts"].map((folder) => `test/${folder}/**/*.test.ts`);
+const UNIT = ["reward", "config", "data", "experiment", "cli", "scripts"].map(
+  (folder) => `test/${folder}/**/*.test.ts`,
+);
 const GPU = "test/**/*.gpu.test.ts";
 const E2E = "test/e2e/**/*.test.ts";
 

@@ -9,8 +9,9 @@
 // P = exp(S - lse) and rowsum(dout * out) are then those of the whole; the shares of dq, dk and dv add up.
 //
 // On CUDA the parts are aten::_flash_attention_forward/backward (bf16, f16), and the forward of b is as many parts as the prompts have chunks
-// (src/model/prompt-chunks.ts), since decode takes a prompt in these chunks and its bits are to be the same. On the CPU each segment is one call
-// of aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys.
+// (src/model/prompt-chunks.ts), since decode takes a prompt in these chunks and its bits are to be the same. On Hopper one kernel of our own does all of
+// the forward, to the same bits (group_attention_forward.cc), and another one all of the backward (group_attention_backward.h). On the CPU each
+// segment is one call of aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). All take grouped-query heads without copying keys.
 
 #include "group_attention.h"
 
@@ -22,6 +23,7 @@
 #include <tuple>
 #include <vector>
 
+#include "group_attention_backward.h"
 #include "kernels.h"
 #include "runtime.h"
 
@@ -200,6 +202,10 @@ struct GroupAttention : torch::autograd::Function<GroupAttention> {
     const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()), dv = at::empty(v.sizes(), v.options());
     const auto upper = [P](const Tensor& x) { return x.narrow(0, 0, P); };
     const auto lower = [P, C](const Tensor& x) { return x.narrow(0, P, C); };
+    if (const auto sums = gradientSums(dout, q, k, v, attended, groups)) {
+      writeSums(*sums, {}, {}, dq, dk, dv);
+      return {dq, dk, dv, {}};
+    }
     if (q.is_cuda()) {
       const auto shares = gradientShares(dout, q, k, v, attended, groups);
       upper(dq).copy_(shares.prompts.q);
@@ -271,6 +277,7 @@ void checkGroups(const Tensor& q, const Tensor& k, const Tensor& v, const Groups
 }
 
 Attended attendGroups(const Tensor& q, const Tensor& k, const Tensor& v, const Groups& groups) {
+  if (auto attended = attendGroupsInOneKernel(q, k, v, groups)) return *std::move(attended);
   const auto parts = make_parts(q, groups);
   const int64_t P = parts.prompt_rows, C = parts.completion_rows;
   const auto kp = k.narrow(0, 0, P), vp = v.narrow(0, 0, P);

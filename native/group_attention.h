@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
+
 namespace grove {
 
 // Which rows attend to which: the arguments of grove::group_attention behind q, k and v; see group_attention.cc.
@@ -24,6 +26,9 @@ struct Attended {
 };
 
 Attended attendGroups(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Groups& groups);
+
+// The same by a kernel of our own, where it fits (group_attention_forward.cc).
+std::optional<Attended> attendGroupsInOneKernel(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Groups& groups);
 
 // Gradients of one part's queries, keys and values.
 struct Share {

@@ -52,6 +52,24 @@ typedef int (*GroveMergePartsLauncher)(const void* const* outs, const float* con
                                        const int* chunkLengths, int groups, void* out, float* lse, int rows, int heads, int headDim,
                                        void* stream);
 
+// The attention of packed groups, forward: q [rows, heads, 128], k and v [rows, kvHeads, 128], bfloat16, aligned to 16 bytes, stride.. values from row
+// to row, a multiple of 8; the tables as in native/group_attention.cc, `groups` prompts and `completions` completions. Writes out [rows, heads, 128],
+// promptLse [heads, promptRows] and lse [heads, rows - promptRows] (NULL where that is none). scratch: what ..Scratch says, bytes, aligned to 16.
+typedef struct {
+  const void *q, *k, *v;
+  const int *cuPrompt, *cuGroup, *cuCompletion, *chunkStarts, *chunkLengths;
+  void* out;
+  float *promptLse, *lse;
+  void* scratch;
+  int64_t strideQ, strideK, strideV;
+  int32_t rows, promptRows, groups, completions, chunks, heads, kvHeads;
+  float scale;
+} GroveGroupAttentionForward;
+typedef int (*GroveGroupAttentionForwardLauncher)(const GroveGroupAttentionForward* arguments, void* stream);
+typedef int64_t (*GroveGroupAttentionForwardScratch)(int chunks);
+// 1 where the current device can run it with this head size, else 0.
+typedef int (*GroveGroupAttentionForwardFits)(int headDim);
+
 // out = x w^T and what follows it: x [m, k], w [n, k] (swiglu: [2 n, k], gate rows before up rows), out [m, n]; addend: bias [n], residual [m, n],
 // else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Chained (kernels/launch.cuh): it begins to read w while
 // earlier kernels of the stream may still run. ResidualHalves sums over k in two halves, cut at (k / 256 + 1) / 2 * 256; k a multiple of 256, 4096 or more.
@@ -102,6 +120,37 @@ typedef struct {
   int32_t tableIsBfloat16, rows, promptRows, heads, kvHeads, headDim;
 } GroveGatherGradients;
 typedef int (*GroveGatherGradientsLauncher)(const GroveGatherGradients* arguments, void* stream);
+
+// The backward of a group attention of head size 128; shapes and meaning in native/group_attention.cc. dout and out [rows, heads, 128] contiguous; q
+// [rows, heads, 128], k and v [rows, kvHeads, 128] with stride.. values from row to row, a multiple of 8: bfloat16, aligned to 16 bytes. promptLse [heads,
+// promptRows] and completionLse [heads, the other rows]: float32, natural logarithms. cu..: int32 on the device. stats: float32 [2 heads rows], scratch.
+// sumQ [heads, rows, 128], sumK and sumV [kvHeads, rows, 128], float32: the gradients (of q and k: over scale), in the order of kernels/sum_layout.cuh. The
+// last bits differ from run to run.
+typedef struct {
+  const void *dout, *out, *q, *k, *v;
+  const float *promptLse, *completionLse;
+  const int32_t *cuPrompt, *cuGroup, *cuCompletion;
+  void* stats;
+  float *sumQ, *sumK, *sumV;
+  int64_t strideQ, strideK, strideV;
+  int32_t rows, promptRows, prompts, completions, maxPrompt, maxCompletion, heads, kvHeads;
+  float scale;
+} GroveGroupBackward;
+typedef int (*GroveGroupBackwardLauncher)(const GroveGroupBackward* arguments, void* stream);
+// 1 where the current device can run it (compute capability 9.0) with this head size, else 0.
+typedef int (*GroveGroupBackwardFits)(int headDim);
+
+// Those sums as bfloat16, those of q and k times scale and turned back by cosines and sines [rows, 128], bfloat16 or float32, or NULL: not turned. Into dq,
+// dk and dv, stride.. values from row to row, of k and v the same; aligned to 16 bytes.
+typedef struct {
+  const float *sumQ, *sumK, *sumV;
+  const void *cosines, *sines;
+  void *dq, *dk, *dv;
+  int64_t strideQ, strideK;
+  int32_t tableIsBfloat16, rows, heads, kvHeads;
+  float scale;
+} GroveGatherSums;
+typedef int (*GroveGatherSumsLauncher)(const GroveGatherSums* arguments, void* stream);
 
 // positions [A, tokens], axes and frequencies [count], cosines and sines bfloat16 [tokens, 2 * count]; see native/rope_table.cc.
 typedef int (*GroveRopeTableLauncher)(const int64_t* positions, const int64_t* axes, const float* frequencies, void* cosines, void* sines,

@@ -79,6 +79,8 @@ export interface RolloutGroup {
   completions: Completion[]; // [G]
   rewards: number[]; // [G], weighted sum over reward functions
   rewardBreakdown: Record<string, number[]>; // name -> [G], unweighted
+  /** Taken from the rewards where advantages are computed, by name, [G] each; not there where nothing is. */
+  penalties?: Record<string, number[]>;
   advantages: number[]; // [G]
 }
 

@@ -8,7 +8,7 @@ import { expect, test } from "vitest";
 const root = fileURLToPath(new URL("..", import.meta.url));
 const rows = readFileSync(path.join(root, "docs/algorithm.md"), "utf8")
   .split("\n")
-  .filter((line) => line.startsWith("|") && !/^\|(-|\s*symbol)/.test(line));
+  .filter((line) => line.startsWith("|") && !/^\|(-|\s*(symbol|loss|advantage) \|)/.test(line));
 
 /** `file`: `name`, `name`; `file`: ... */
 const places = rows.flatMap((row) => {

@@ -4,6 +4,7 @@ import type { Argv } from "yargs";
 import { ConfigError } from "../errors.ts";
 import { parseShard } from "../eval/answers.ts";
 import { evalTable, summarize } from "../eval/report.ts";
+import { endWithExperiment } from "./end-with-experiment.ts";
 import { RESULTS_FILE, runEvaluation } from "./evaluation.ts";
 import { configOrPlan, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
@@ -52,6 +53,7 @@ export function builder(yargs: Argv): Argv<Flags> {
 export async function handler(flags: Flags): Promise<void> {
   const config = await configOrPlan(flags, "eval");
   if (config === undefined) return;
+  await endWithExperiment();
   const { overwrite } = flags;
   const limit = countFlag("limit", flags.limit);
   const processes = countFlag("processes", flags.processes);

@@ -1,9 +1,7 @@
 /** One evaluation of one model, its answers kept in a folder so that it can be stopped and taken up again, by one process or several. */
 
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import path from "node:path";
-import { fileURLToPath, pathToFileURL } from "node:url";
 import { requireData } from "../config/check.ts";
 import { dumpConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
@@ -15,6 +13,7 @@ import { endReports, placeShards, progressReporter, runShards } from "../eval/pr
 import type { EvalResults } from "../eval/report.ts";
 import { changedSettings, type DecidingSettings, decidingSettings, type RunSettings } from "../eval/settings.ts";
 import { log } from "../log.ts";
+import { ownProgram } from "./own-program.ts";
 import type { Progress } from "./progress.ts";
 
 /** Settings of an evaluation, beside its answers. */
@@ -95,14 +94,13 @@ async function evaluateInProcesses(
   const gpus = config.device === "cpu" ? 0 : (await import("../torch/cuda.ts")).deviceCount();
   const file = path.join(folder, PROCESS_CONFIG);
   writeFileSync(file, dumpConfig({ ...config, runDir: folder }));
-  const tsx = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href;
-  const main = fileURLToPath(new URL("main.ts", import.meta.url));
+  const { program, args: own } = ownProgram();
   const limits = limit === undefined ? [] : ["--limit", String(limit)];
   const shards = placeShards(config, processes, gpus).map(({ device, threads }, index) => {
     const shard = { k: index + 1, of: processes };
     const knobs = ["--config", file, "--device", device, "--set", `threads=${threads}`];
-    const args = ["--import", tsx, main, "eval", ...knobs, "--shard", `${shard.k}/${shard.of}`, ...limits];
-    return { shard, program: process.execPath, args };
+    const args = [...own, "eval", ...knobs, "--shard", `${shard.k}/${shard.of}`, ...limits];
+    return { shard, program, args };
   });
   const bar = barOf(progress);
   // Shares that have not reported yet count in the total too.

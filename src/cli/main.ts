@@ -4,6 +4,7 @@
 import { realpathSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import yargs, { type Argv } from "yargs";
+import * as ablation from "./ablation.ts";
 import * as checkData from "./check-data.ts";
 import * as compare from "./compare.ts";
 import * as doctor from "./doctor.ts";
@@ -16,8 +17,23 @@ import * as quickstart from "./quickstart.ts";
 import { renderError } from "./render-error.ts";
 import * as score from "./score.ts";
 import * as sft from "./sft.ts";
+import * as sweep from "./sweep.ts";
 
-const commands = [grpo, sft, evaluate, compare, generate, score, inspect, makeDataset, checkData, doctor, quickstart];
+const commands = [
+  grpo,
+  sft,
+  evaluate,
+  compare,
+  sweep,
+  ablation,
+  generate,
+  score,
+  inspect,
+  makeDataset,
+  checkData,
+  doctor,
+  quickstart,
+];
 
 /** Names of all commands, in the order of the help text. */
 export const commandNames = commands.map(({ command }) => command);

@@ -1,15 +1,21 @@
 /** What `grpo` and `sft` share: flags, progress, the closing lines. */
 
+import path from "node:path";
 import type { Argv } from "yargs";
 import { requireData } from "../config/check.ts";
 import type { Config } from "../config/schema.ts";
+import { metricsAt } from "../experiment/objective.ts";
+import { readMetrics } from "../trainer/run-folder.ts";
 import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
+import { endWithExperiment } from "./end-with-experiment.ts";
 import { configOrPlan, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
 export interface TrainFlags extends PlanFlags {
   resume?: boolean; // no default: yargs would take it for a conflict
   overwrite?: boolean;
+  json: boolean;
+  jsonWindow: number;
   maxRestarts?: number | undefined;
 }
 
@@ -30,7 +36,18 @@ export function withTrainFlags(yargs: Argv): Argv<TrainFlags> {
       describe: "Start ranks that have failed again, from the newest checkpoint, so many times at most; default: 0",
     })
     .option("overwrite", { type: "boolean", describe: "Replace the run that the folder holds" })
-    .conflicts("resume", "overwrite") as Argv<TrainFlags>;
+    .option("json", {
+      type: "boolean",
+      default: false,
+      describe: "End with one line of JSON on standard output: what became of the run, and its metrics",
+    })
+    .option("json-window", {
+      type: "number",
+      requiresArg: true,
+      default: 10,
+      describe: "With --json: metrics are means over so many steps up to the last one that has them",
+    })
+    .conflicts("resume", "overwrite") as unknown as Argv<TrainFlags>;
 }
 
 /** Runs a training command from its flags. Returns normally when a signal stopped the run, which has then been saved. */
@@ -42,6 +59,7 @@ export async function runTraining(
   const config = await configOrPlan(flags, label);
   if (config === undefined) return;
   requireData(config, "train");
+  await endWithExperiment();
   const { asRanks } = await import("./ranks.ts"); // only now: --dry-run needs none of it
   await asRanks(config, flags, async ({ ranks, config, report }) => {
     const progress = new Progress();
@@ -59,7 +77,7 @@ export async function runTraining(
         },
       });
       progress.stop();
-      if (ranks.isFirst) process.stdout.write(`${closingLine(result)}\n`);
+      if (ranks.isFirst) process.stdout.write(`${flags.json ? jsonLine(label, flags, result) : closingLine(result)}\n`);
     } finally {
       progress.stop();
     }
@@ -72,6 +90,16 @@ export function progressHooks(label: string, progress: Progress): Pick<TrainHook
     onProgress: ({ step, steps, metrics, etaS }) => progress.step({ label, done: step, total: steps, etaS, metrics }),
     onEvalProgress: ({ level, done, total }) => progress.part({ label: `eval ${level}`, done, total }),
   };
+}
+
+/** For whoever started the run: `{"command":"grpo","finished":true,"step":200,...,"metrics":{"reward/mean":1.21,...}}`. */
+function jsonLine(
+  command: string,
+  { jsonWindow }: Pick<TrainFlags, "jsonWindow">,
+  { finished, step, runDir, finalDir }: TrainResult,
+): string {
+  const metrics = metricsAt(readMetrics(path.join(runDir, "metrics.jsonl")), jsonWindow);
+  return JSON.stringify({ command, finished, step, runDir, finalDir, window: jsonWindow, metrics });
 }
 
 function closingLine({ finished, step, runDir, finalDir }: TrainResult): string {

@@ -1,6 +1,7 @@
 /** What one knob's own type and range cannot say: which knobs need each other, and what a command needs. */
 
 import { ConfigError } from "../errors.ts";
+import { checkAlgorithm } from "./check-algorithm.ts";
 import type { Config } from "./schema.ts";
 
 export interface Problem {
@@ -51,6 +52,8 @@ export function checkConfig(config: Config): Problem[] {
   );
   refuse(rollout.topP === 0, "rollout.topP", "0 leaves no token to sample; 1 keeps all");
   refuse(config.eval.topP === 0, "eval.topP", "0 leaves no token to sample; 1 keeps all");
+
+  checkAlgorithm(config, refuse);
 
   refuse(
     trainer.evalEvery > 0 && Object.keys(data.eval).length === 0,

@@ -1,7 +1,7 @@
 /** Reads the zod schema as a tree of names, for everything that must know which knobs exist: unknown keys, `--set`, docs/config.md. */
 
 import type { z } from "zod";
-import { configSchema } from "./schema.ts";
+import { knobs } from "./schema.ts";
 
 type Schema = z.core.$ZodType;
 
@@ -13,7 +13,7 @@ export type Node =
   | { kind: "value"; schema: Schema };
 
 /** The whole config as a tree. */
-export const configTree: Node = nodeOf(configSchema);
+export const configTree: Node = nodeOf(knobs);
 
 /** The node at a path such as ["trainer", "klCoef"] or ["data", "eval", "L1", "file"]; undefined where no such knob can be. */
 export function nodeAt(path: readonly string[], node: Node = configTree): Node | undefined {

@@ -4,6 +4,7 @@
  */
 
 import { z } from "zod";
+import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
 
 const positive = () => z.number().int().positive();
 const fraction = () => z.number().min(0).max(1);
@@ -142,36 +143,11 @@ const trainer = z.strictObject({
   questionsPerStep: positive()
     .default(8)
     .meta({ description: "Questions (GRPO) or records (SFT) per update [seed: 8 GPUs x 1]." }),
-  iterations: positive()
-    .default(1)
-    .meta({ description: "Updates made from one batch of completions, mu; above 1 the ratio is clipped [seed: 1]." }),
-  klCoef: z
-    .number()
-    .nonnegative()
-    .default(0.1)
-    .meta({ description: "Weight of the KL penalty, beta; 0 keeps no reference in memory [seed: 0.1]." }),
-  klClamp: z
-    .number()
-    .positive()
-    .default(11)
-    .meta({ description: "The log-ratio to the reference is clamped to +- this [seed: 11]." }),
-  epsLow: fraction()
-    .default(0.2)
-    .meta({ description: "Lower clip of the ratio, used when iterations > 1 [TRL: 0.2]." }),
-  epsHigh: z
-    .number()
-    .nonnegative()
-    .default(0.2)
-    .meta({ description: "Upper clip of the ratio, used when iterations > 1 [TRL: 0.2]." }),
-  advantageEps: z
-    .number()
-    .nonnegative()
-    .default(1e-4)
-    .meta({ description: "Added to the group's standard deviation [seed: 1e-4]." }),
-  lossAggregation: z.enum(["sequence", "token"]).default("sequence").meta({
+  iterations: positive().default(1).meta({
     description:
-      "sequence: mean over a completion's tokens, then over completions [seed]; token: mean over all tokens of the batch.",
+      "Updates made from one batch of completions, mu; above 1 ratios are no longer 1, and are clipped [seed: 1].",
   }),
+  ...algorithmKnobs,
   sharedPrefix: z
     .boolean()
     .default(true)
@@ -313,19 +289,19 @@ const distributed = z.strictObject({
   }),
   shardGradients: z.boolean().default(false).meta({
     description:
-      "Of several ranks each keeps the gradients of its own part only; a layer's are summed while the one before is computed.",
+      "Every rank keeps its part of the gradients alone, instead of all of them: less memory, and each pass's gradients travel, not each update's. One rank has all.",
   }),
   shardReference: z.boolean().default(false).meta({
     description:
-      "Of several ranks each keeps a part of the reference policy; a layer's weights are gathered when it is their turn.",
+      "The reference policy's weights are cut over the ranks; its passes gather them, a layer at a time, while the layer before computes. The same log-probabilities. One rank has all.",
   }),
 });
 
 /** The seed leaves top_k unset, and transformers' default fills in this. */
 const HIDDEN_TOP_K = 50;
 
-/** A plain object of every knob; what compat switches imply is written into the knobs they stand for, so that the resolved config shows it. */
-const knobs = z.strictObject({
+/** Every knob as it may be set. */
+export const knobs = z.strictObject({
   seed: z.number().int().nonnegative().default(42).meta({ description: "Key of every random draw [seed: 42]." }),
   device: z
     .string()
@@ -358,10 +334,15 @@ const knobs = z.strictObject({
   tinyModel: tinyModel.prefault({}),
 });
 
-export const configSchema = knobs.overwrite((config) => {
-  const { topK } = config.rollout;
-  if (!config.compat.hiddenTopK || (topK > 0 && topK <= HIDDEN_TOP_K)) return config;
-  return { ...config, rollout: { ...config.rollout, topK: HIDDEN_TOP_K } };
+/** What compat switches and the choice of a loss imply is written into the knobs they stand for, so that the resolved config shows it. */
+export const configSchema = knobs.transform((config) => {
+  const { rollout, compat } = config;
+  const inRange = rollout.topK > 0 && rollout.topK <= HIDDEN_TOP_K;
+  return {
+    ...config,
+    rollout: compat.hiddenTopK && !inRange ? { ...rollout, topK: HIDDEN_TOP_K } : rollout,
+    trainer: resolveAlgorithm(config.trainer, rollout.maxNewTokens),
+  };
 });
 
 export type Config = z.infer<typeof configSchema>;

@@ -1,6 +1,6 @@
 /** Which samples a step trains on: a pure function of the seed, so that a resumed or differently split run sees the same order. */
 
-import { shuffled } from "../random.ts";
+import { type RandomKey, randomInt, shuffled } from "../random.ts";
 
 /**
  * Sample indices of one step. Step after step walks through permutations of the data set, one per epoch, without a gap: a step may hold the
@@ -15,6 +15,24 @@ export function sampleIndices(datasetSize: number, step: number, perStep: number
     const at = step * perStep + i;
     return epochOrder(datasetSize, Math.floor(at / datasetSize), seed)[at % datasetSize]!;
   });
+}
+
+/**
+ * `count` indices in [0, datasetSize) that are not in `taken`, each once, or as many as there are: a pure function of the keys and of `taken`.
+ */
+export function otherIndices(
+  datasetSize: number,
+  count: number,
+  taken: ReadonlySet<number>,
+  ...keys: RandomKey[]
+): number[] {
+  const found = new Set<number>();
+  const wanted = Math.min(count, datasetSize - taken.size);
+  for (let draw = 0; found.size < wanted; draw++) {
+    const index = randomInt(datasetSize, ...keys, draw);
+    if (!taken.has(index)) found.add(index);
+  }
+  return [...found];
 }
 
 // The last two permutations: a step touches at most the epochs on either side of a boundary, unless it is larger than the data set.

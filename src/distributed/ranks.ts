@@ -45,7 +45,8 @@ export class Ranks {
     });
     const lengths = heads.map((head) => head.readDoubleLE());
     const longest = Math.max(...lengths);
-    const rests = longest > room ? this.#exchange(group, longest - room, (own) => bytes.copy(own, 0, room)) : null;
+    const tail = bytes.subarray(Math.min(room, bytes.length)); // of a rank whose value is short: nothing
+    const rests = longest > room ? this.#exchange(group, longest - room, (own) => tail.copy(own)) : null;
     return Array.from({ length: world }, (_, from) => {
       if (from === rank) return value;
       const length = lengths[from] as number;

@@ -11,6 +11,8 @@ export interface Series {
   faint?: boolean;
   dashed?: boolean;
   color?: string;
+  /** A pale area about the curve, e.g. from the lowest to the highest of several runs. */
+  band?: { x: number; low: number; high: number }[];
 }
 
 export interface Panel {
@@ -31,9 +33,9 @@ export interface PlotOptions {
 /** A line of metrics.jsonl: its step, then numbers by name. */
 export type MetricsLine = { step: number } & Record<string, number>;
 
-const COLORS = ["#1f6fb4", "#d9622b", "#2f9e57", "#8a55b8", "#b8860b", "#c2385f", "#4b5563", "#0f8b8d"] as const;
+export const COLORS = ["#1f6fb4", "#d9622b", "#2f9e57", "#8a55b8", "#b8860b", "#c2385f", "#4b5563", "#0f8b8d"] as const;
 const MARGIN = { left: 64, right: 176, top: 44, bottom: 46 } as const;
-const TEXT = "#333";
+export const TEXT = "#333";
 
 /**
  * The usual plot of a run: `reward/mean` with its moving average, and `eval/<level>/accuracy` where the run was evaluated on the way.
@@ -133,7 +135,7 @@ interface Place {
 
 function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place): string {
   const [x0, x1] = xRange;
-  const [y0, y1] = panel.yRange ?? widened(span(panel.series.flatMap(({ points }) => points.map(({ y }) => y))));
+  const [y0, y1] = panel.yRange ?? widened(span(panel.series.flatMap(heights)));
   const left = MARGIN.left;
   const right = width - MARGIN.right;
   const upper = top + MARGIN.top;
@@ -161,6 +163,12 @@ function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place):
     const color = series.color ?? (COLORS[nextColor++ % COLORS.length] as string);
     const path = series.points.map(({ x, y }, i) => `${i === 0 ? "M" : "L"}${fixed(px(x))} ${fixed(py(y))}`).join("");
     const dashes = series.dashed ? ` stroke-dasharray="7 5"` : "";
+    if (series.band !== undefined && series.band.length > 1) {
+      const edge = (side: "low" | "high") =>
+        series.band?.map((at) => `${fixed(px(at.x))} ${fixed(py(at[side]))}`) ?? [];
+      const around = [...edge("high"), ...edge("low").reverse()].join("L");
+      out.push(`<path d="M${around}Z" fill="${color}" opacity="0.15"/>`);
+    }
     const look = series.faint ? `stroke-width="1" opacity="0.3"` : `stroke-width="2"${dashes}`;
     out.push(`<path d="${path}" fill="none" stroke="${color}" stroke-linejoin="round" ${look}/>`);
     if (series.faint) continue;
@@ -177,8 +185,13 @@ function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place):
   return out.join("\n");
 }
 
+/** Every y that a series needs room for. */
+function heights({ points, band = [] }: Series): number[] {
+  return [...points.map(({ y }) => y), ...band.flatMap(({ low, high }) => [low, high])];
+}
+
 /** Lowest and highest value, widened where they are equal or nothing is there. */
-function span(values: readonly number[]): [low: number, high: number] {
+export function span(values: readonly number[]): [low: number, high: number] {
   if (values.length === 0) return [0, 1];
   const low = values.reduce((a, b) => Math.min(a, b));
   const high = values.reduce((a, b) => Math.max(a, b));
@@ -191,15 +204,18 @@ function widened([low, high]: [low: number, high: number]): [low: number, high: 
   return [low - room, high + room];
 }
 
-function text(x: number, y: number, content: string, attributes = ""): string {
+/** A label at a place of the picture. */
+export function text(x: number, y: number, content: string, attributes = ""): string {
   return `<text x="${fixed(x)}" y="${fixed(y)}" fill="${TEXT}" ${attributes}>${escapeXml(content)}</text>`;
 }
 
-function escapeXml(content: string): string {
+/** Text as an attribute's value or an element's content. */
+export function escapeXml(content: string): string {
   const names: Record<string, string> = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
   return content.replace(/[&<>"]/g, (character) => names[character] as string);
 }
 
-function fixed(value: number): string {
+/** A coordinate, to a hundredth of a pixel. */
+export function fixed(value: number): string {
   return Number(value.toFixed(2)).toString();
 }

@@ -9,6 +9,7 @@ import { noGrad } from "../torch/autograd.ts";
 import { op, opN } from "../torch/dispatch.ts";
 import { itemSize } from "../torch/dtype.ts";
 import {
+  add_,
   cast,
   cat,
   gather,
@@ -23,6 +24,7 @@ import {
 } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
+import { entropyGradient } from "./entropy-gradient.ts";
 
 /** Logits of one chunk, in bytes: large products pay for what they take. */
 const CHUNK_BYTES = 2 ** 30;
@@ -81,10 +83,10 @@ export class ChunkedLogprobs implements Disposable {
   }
 
   /**
-   * Adds d/d(head) to the head's gradient and returns d/d(hidden) [R, X], for dLogprobs float32 [R].
-   * With p the softmax, d logits = (onehot(target) - p) * dLogprob.
+   * Adds d/d(head) to the head's gradient and returns d/d(hidden) [R, X], for dLogprobs float32 [R] and, where the entropy counts too, dEntropy [R].
+   * With p the softmax, d logits = (onehot(target) - p) * dLogprob - p (log p + entropy) * dEntropy. The second term takes another chunk's memory.
    */
-  backward(dLogprobs: Tensor): Tensor {
+  backward(dLogprobs: Tensor, dEntropy: Tensor | null = null): Tensor {
     return scope(() =>
       noGrad(() => {
         const headGrad = gradOf(this.#head_VX);
@@ -95,7 +97,12 @@ export class ChunkedLogprobs implements Disposable {
             const [target_C1, logprob_C1] = [column(this.#targets_R), column(this.logprobs)];
             const logSum_C1 = sub(gather(logits_CV, 1, target_C1), logprob_C1); // of exp(logits): the forward's logprob has it
             const d_C = cast(slice(dLogprobs, 0, begin, end), logSum_C1.dtype); // float32 or float64
+            // before the line below, which may write the gradient where the logits are
+            const ofEntropy =
+              dEntropy &&
+              entropyGradient(logits_CV, logSum_C1, column(this.entropy), cast(column(dEntropy), logSum_C1.dtype));
             const d = logprobBackward(logits_CV, slice(this.#targets_R, 0, begin, end), squeeze(logSum_C1, 1), d_C);
+            if (ofEntropy !== null) add_(d, ofEntropy);
             addmm_(headGrad, transpose(d, 0, 1), slice(this.#hidden_RX, 0, begin, end));
             return matmul(d, this.#head_VX);
           }),

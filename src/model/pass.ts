@@ -14,11 +14,11 @@ import { PackedPlan } from "./attention.ts";
 import { ChunkedLogprobs } from "./lm-head.ts";
 import { mediaOf, type Packed } from "./packed.ts";
 import type { Qwen2VLConfig } from "./qwen2vl/config.ts";
-import type { TextWeights, VisionWeights } from "./qwen2vl/parameters.ts";
+import { PARTS, type TextWeights, type VisionWeights } from "./qwen2vl/parameters.ts";
 import { embedTokens, rmsNorm, textLayers } from "./qwen2vl/text.ts";
 import { visionBatch, visionTower } from "./qwen2vl/vision.ts";
 import type { Rope } from "./rope.ts";
-import { plainStep, type Recompute, type Step, Tape } from "./tape.ts";
+import { type PartWatch, plainStep, type Recompute, type Step, Tape, watched } from "./tape.ts";
 
 export interface PassOptions {
   /** Whether backward() will be called. */
@@ -29,6 +29,11 @@ export interface PassOptions {
   freezeVision?: boolean | undefined;
   /** Features per group (its images in order, then its videos), as visionFeatures(mediaOf([prompt])) gives them; implies freezeVision. */
   visionCache?: readonly (Tensor | null)[] | undefined;
+  /**
+   * Told which part's weights the forward comes to and is done with, from the patch embedding to the head, for weights that are not always there. A
+   * backward needs them too: not with grad.
+   */
+  watch?: PartWatch | undefined;
   /** `dense` attends by masks instead of the fused op: slow, the reference in tests. */
   attention?: "auto" | "fused" | "dense" | undefined;
 }
@@ -54,15 +59,17 @@ export interface PassModel {
 export class PackedPass implements Disposable {
   /** log p(token | everything before it), nats, float32 [Tc] (float64 in a float64 model). */
   readonly logprobs: Tensor;
-  /** Entropy of the distribution each token was taken from, nats, like logprobs. Carries no gradient. */
+  /** Entropy of the distribution each token was taken from, nats, like logprobs. */
   readonly entropy: Tensor;
   readonly #head: ChunkedLogprobs;
   readonly #tape: Tape | null;
   readonly #owned: Disposable[] = [];
+  readonly #isTied: boolean;
   #walked = false;
 
   constructor(model: PassModel, pack: Packed, options: PassOptions) {
     this.#tape = options.grad ? new Tape() : null;
+    this.#isTied = model.config.tieWordEmbeddings;
     try {
       this.#head = scope(() => this.#forward(model, pack, options));
     } catch (error) {
@@ -73,8 +80,12 @@ export class PackedPass implements Disposable {
     this.entropy = this.#head.entropy;
   }
 
-  /** Adds the gradient of sum_t dLogprobs[t] * logprobs[t] to every parameter's. dLogprobs [Tc], any float type. Once per pass. */
-  backward(dLogprobs: Tensor): void {
+  /**
+   * Adds the gradient of sum_t (dLogprobs[t] * logprobs[t] + dEntropy[t] * entropy[t]) to every parameter's. Both [Tc], any float type; null: 0. Once per
+   * pass.
+   * @param watch told of each part that has trained parameters, from the head to the patch embedding; of a tied embedding before the head, too
+   */
+  backward(dLogprobs: Tensor, dEntropy: Tensor | null = null, watch?: PartWatch): void {
     const tape = this.#tape;
     invariant(tape !== null, "backward of a pass that was made with grad: false");
     invariant(!this.#walked, "a pass has one backward");
@@ -82,7 +93,9 @@ export class PackedPass implements Disposable {
       throw new ShapeError("pass.backward", `dLogprobs [${this.logprobs.size(0)}]`, dLogprobs.shape);
     }
     this.#walked = true;
-    scope(() => tape.backward(this.#head.backward(dLogprobs)));
+    if (this.#isTied) watch?.before(PARTS.embedding);
+    watch?.before(PARTS.head);
+    scope(() => tape.backward(this.#head.backward(dLogprobs, dEntropy), watch));
   }
 
   [Symbol.dispose](): void {
@@ -98,7 +111,9 @@ export class PackedPass implements Disposable {
   #forward(model: PassModel, pack: Packed, options: PassOptions): ChunkedLogprobs {
     const { config, device, text } = model;
     const recompute = planOf(options.recompute).text;
-    const step = this.#stepFor(recompute);
+    const { watch } = options;
+    invariant(watch === undefined || this.#tape === null, "a pass with a backward needs its weights where they are");
+    const step = watched(this.#stepFor(recompute), watch);
     const plan = this.#own(new PackedPlan(pack, options.attention));
     const rope = model.textRope.table(pack.positions, model.dtype);
     this.#ownTensors([rope.cos, rope.sin]);
@@ -108,17 +123,22 @@ export class PackedPass implements Disposable {
 
     const { features, trained } = this.#features(model, pack, options);
     // features that want no gradient are a constant of the first step
-    const embedded = step(trained ? features : null, (input) =>
-      embedTokens(pack.ids, trained ? input : features, text, config),
+    const embedded = step(
+      trained ? features : null,
+      (input) => embedTokens(pack.ids, trained ? input : features, text, config),
+      PARTS.embedding,
     );
     const hidden = textLayers(embedded, text, config, rope, plan, step, recompute);
     embedded.free();
-    const predicting = step(hidden, (input) =>
-      rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps),
-    );
+    const normed = (input: Tensor | null) =>
+      rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps);
+    watch?.before(PARTS.head);
+    const predicting = this.#stepFor(recompute)(hidden, normed, PARTS.head);
     hidden.free();
     this.#ownTensors([predicting]);
-    return new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });
+    const head = new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });
+    watch?.after(PARTS.head);
+    return head;
   }
 
   #stepFor(recompute: Recompute): Step {
@@ -140,7 +160,7 @@ export class PackedPass implements Disposable {
     this.#ownTensors([batch.pixels, batch.rope.cos, batch.rope.sin]);
     const trained = this.#tape !== null && options.freezeVision !== true;
     const recompute = trained ? planOf(options.recompute).vision : "none";
-    const step = trained ? this.#stepFor(recompute) : plainStep;
+    const step = trained ? this.#stepFor(recompute) : watched(plainStep, options.watch);
     const features = visionTower(batch, model.vision, config, step, recompute);
     if (!trained) this.#ownTensors([features]);
     return { features, trained };

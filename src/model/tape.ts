@@ -10,11 +10,33 @@ import { detach } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 
-/** Runs one part of a chain: the input of the first part is null (it has no input that wants a gradient). The result is the caller's. */
-export type Step = (input: Tensor | null, run: (input: Tensor | null) => Tensor) => Tensor;
+/**
+ * Runs one step of a chain: the input of the first one is null (it has no input that wants a gradient). The result is the caller's. `part` is the part
+ * of the model whose parameters the step uses.
+ */
+export type Step = (input: Tensor | null, run: (input: Tensor | null) => Tensor, part: string) => Tensor;
+
+/** Is told where a walk over a model's parts is: forward over their weights, or back over their gradients. */
+export interface PartWatch {
+  /** Before a part's parameters, or their gradients, are used; possibly more than once. */
+  before(part: string): void;
+  /** Once they are used for the last time. */
+  after(part: string): void;
+}
 
 /** A step that records nothing. */
 export const plainStep: Step = (input, run) => scope(() => noGrad(() => run(input)));
+
+/** A step that `watch` is told of. */
+export function watched(step: Step, watch: PartWatch | undefined): Step {
+  if (watch === undefined) return step;
+  return (input, run, part) => {
+    watch.before(part);
+    const output = step(input, run, part);
+    watch.after(part);
+    return output;
+  };
+}
 
 /**
  * How much of a layer is computed again in the backward instead of being kept, from nothing to all of it; model/recompute.ts says what each keeps
@@ -23,23 +45,28 @@ export const plainStep: Step = (input, run) => scope(() => noGrad(() => run(inpu
 export type Recompute = "none" | "norms" | "mlp" | "layer";
 
 export class Tape implements Disposable {
-  readonly #steps: { run: (input: Tensor | null) => Tensor; leaf: Tensor | null; output: Tensor | null }[] = [];
+  readonly #steps: {
+    run: (input: Tensor | null) => Tensor;
+    part: string;
+    leaf: Tensor | null;
+    output: Tensor | null;
+  }[] = [];
 
   /**
    * A step whose graph is kept. The output shares no graph with the input. Freeing input and output is the caller's business; the tape holds
    * its own.
    */
-  readonly step: Step = (input, run) => {
+  readonly step: Step = (input, run, part) => {
     const leaf = this.#leafOf(input);
     const output = keep(scope(() => enableGrad(() => run(leaf))));
-    this.#steps.push({ run, leaf, output });
+    this.#steps.push({ run, part, leaf, output });
     return detach(output);
   };
 
   /** A step of which the input alone is kept: `run` is called again in the backward, and what it closes over must live until then. */
-  readonly stepAgain: Step = (input, run) => {
+  readonly stepAgain: Step = (input, run, part) => {
     const leaf = this.#leafOf(input);
-    this.#steps.push({ run, leaf, output: null });
+    this.#steps.push({ run, part, leaf, output: null });
     return scope(() => noGrad(() => run(leaf)));
   };
 
@@ -49,15 +76,17 @@ export class Tape implements Disposable {
   }
 
   /** Walks back from the gradient of the last output, adding to the gradients of every parameter the steps used. Once per tape. */
-  backward(dOutput: Tensor): void {
+  backward(dOutput: Tensor, watch?: PartWatch): void {
     let gradient = dOutput;
     for (let last = this.#steps.pop(); last !== undefined; last = this.#steps.pop()) {
-      const { run, leaf, output } = last;
+      const { run, part, leaf, output } = last;
+      watch?.before(part);
       const next = scope(() => {
         const y = output ?? enableGrad(() => run(leaf));
         backward([y], [gradient]);
         return leaf?.grad ?? null;
       });
+      watch?.after(part);
       if (gradient !== dOutput) gradient.free();
       leaf?.free();
       output?.free();

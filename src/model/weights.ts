@@ -8,7 +8,7 @@ import { join, resolve } from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { noGrad } from "../torch/autograd.ts";
 import { clone, copy_, empty, fill_, mul, randn, reshape, slice } from "../torch/ops.ts";
-import { Generator } from "../torch/random.ts";
+import { Generator as RandomGenerator } from "../torch/random.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Device, DType, Tensor } from "../torch/tensor.ts";
 import type { Parameter, ParameterPart, ParameterSpec } from "./parameter.ts";
@@ -30,11 +30,22 @@ const COMPUTED = /(^|\.)rotary_(pos_)?emb\.inv_freq$/;
  * `ignored` names may be present and are not read (the copy of a tied head).
  * @throws CheckpointError that lists every missing, unexpected and misshapen tensor at once.
  */
-export function loadParameters(
+export function loadParameters(folder: string, specs: readonly ParameterSpec[], options: LoadOptions): Parameter[] {
+  return [...loadGroups(folder, [specs], options)].flat();
+}
+
+export interface LoadOptions {
+  device: Device;
+  dtype: DType;
+  ignored?: readonly string[];
+}
+
+/** As loadParameters, one group after the other: the device holds as much as the caller, who owns them, keeps. */
+export function* loadGroups(
   folder: string,
-  specs: readonly ParameterSpec[],
-  options: { device: Device; dtype: DType; ignored?: readonly string[] },
-): Parameter[] {
+  groups: readonly (readonly ParameterSpec[])[],
+  options: LoadOptions,
+): Generator<Parameter[]> {
   const { files, fileOf } = openShards(folder);
   try {
     const stored = new Map<string, { name: string; file: (typeof files)[number] }>();
@@ -44,7 +55,7 @@ export function loadParameters(
       if (stored.has(originalName(name))) twice.push(name);
       else stored.set(originalName(name), { name, file });
     }
-    const parts = specs.flatMap((spec) => spec.parts);
+    const parts = groups.flat().flatMap((spec) => spec.parts);
     const missing = parts.filter((part) => !stored.has(part.name)).map((part) => part.name);
     const known = new Set([...parts.map((part) => part.name), ...(options.ignored ?? [])]);
     const surplus = [...stored.values()].map(({ name }) => name).filter((name) => !known.has(originalName(name)));
@@ -64,40 +75,55 @@ export function loadParameters(
         misshapen,
       });
     }
-    return makeParameters(specs, options, (tensors) => {
-      const reads = specs.flatMap((spec, i) =>
-        spec.parts.map((part): WeightRead => {
-          const { name, file } = stored.get(part.name) as { name: string; file: (typeof files)[number] };
-          return { file, name, into: slice(tensors[i] as Tensor, 0, ...part.rows) };
-        }),
-      );
-      readWeights(reads);
-    });
+    for (const specs of groups) {
+      yield makeParameters(specs, options, (tensors) => {
+        const reads = specs.flatMap((spec, i) =>
+          spec.parts.map((part): WeightRead => {
+            const { name, file } = stored.get(part.name) as { name: string; file: (typeof files)[number] };
+            return { file, name, into: slice(tensors[i] as Tensor, 0, ...part.rows) };
+          }),
+        );
+        readWeights(reads);
+      });
+    }
   } finally {
     for (const file of files) file[Symbol.dispose]();
   }
 }
 
 /** Fresh random parameters, drawn on the device. The same seed, dtype and kind of device give the same weights. */
-export function randomParameters(
-  specs: readonly ParameterSpec[],
-  options: { device: Device; dtype: DType; seed: number },
-): Parameter[] {
-  using generator = new Generator(options.seed, options.device);
-  return makeParameters(specs, options, (tensors) => {
-    specs.forEach((spec, i) => {
-      const tensor = tensors[i] as Tensor;
-      if ("constant" in spec.init) {
-        fill_(tensor, spec.init.constant);
-        return;
-      }
-      const { std } = spec.init;
-      // drawn in float32 whatever the dtype, so that bfloat16 weights are the rounded float32 ones
-      scope(() => {
-        const draws = randn(spec.shape, { dtype: "float32", device: options.device, generator });
-        copy_(tensor, mul(draws, std));
-      });
+export function randomParameters(specs: readonly ParameterSpec[], options: DrawOptions): Parameter[] {
+  return [...randomGroups([specs], options)].flat();
+}
+
+export interface DrawOptions {
+  device: Device;
+  dtype: DType;
+  seed: number;
+}
+
+/** As randomParameters, with the same weights, one group after the other; they belong to the caller. */
+export function* randomGroups(
+  groups: readonly (readonly ParameterSpec[])[],
+  options: DrawOptions,
+): Generator<Parameter[]> {
+  using generator = new RandomGenerator(options.seed, options.device);
+  for (const specs of groups) {
+    yield makeParameters(specs, options, (tensors) => {
+      for (const [i, { shape, init }] of specs.entries()) fillRandom(tensors[i] as Tensor, shape, init, generator);
     });
+  }
+}
+
+function fillRandom(tensor: Tensor, shape: number[], init: ParameterSpec["init"], generator: RandomGenerator): void {
+  if ("constant" in init) {
+    fill_(tensor, init.constant);
+    return;
+  }
+  // drawn in float32 whatever the dtype, so that bfloat16 weights are the rounded float32 ones
+  scope(() => {
+    const draws = randn(shape, { dtype: "float32", device: tensor.device, generator });
+    copy_(tensor, mul(draws, init.std));
   });
 }
 

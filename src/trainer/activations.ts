@@ -16,6 +16,8 @@ export interface PackSize {
 // As in src/model/lm-head.ts: bytes of the logits of one chunk, and up to how many bytes logits are kept for the backward.
 export const CHUNK_BYTES = 2 ** 30;
 export const KEEP_BYTES = 2 ** 31;
+/** As in src/model/entropy-gradient.ts: logits that are worked on at a time, four float32 values each. */
+const SLICE_LOGITS = 2 ** 25;
 
 /** Of features of pictures that are kept, on the model's device: those of 200 questions of 729 tokens for Qwen2-VL-7B in bfloat16. */
 export const KEPT_FEATURES_BYTES = 2 ** 30;
@@ -75,10 +77,11 @@ export function updateWorkspace(
   const rows = Math.min(Tc, Math.max(1, Math.floor(CHUNK_BYTES / (V * bytes))));
   const isKept = Tc * V * bytes <= KEEP_BYTES;
   const perLogit = kernels ? (isKept ? 0 : 2) : config.dtype === "bfloat16" ? 2 + 4 + 4 + 4 + 2 : 3 * 4; // float32 logits need no conversion
+  const ofEntropy = config.trainer.entropyCoef > 0 ? rows * V * bytes + 4 * 4 * Math.min(rows * V, SLICE_LOGITS) : 0;
   const layer = T * (5 * I + 3 * X) * bytes;
   return kernels
-    ? Math.max(rows * V * perLogit, layer)
-    : Math.max(rows * V * perLogit, layer + 2 * I * X * bytes, V * X * bytes);
+    ? Math.max(rows * V * perLogit + ofEntropy, layer)
+    : Math.max(rows * V * perLogit + ofEntropy, layer + 2 * I * X * bytes, V * X * bytes);
 }
 
 /** What is computed again, as a share of the layers' products in one forward; what is only moved counts as what could be computed meanwhile. */

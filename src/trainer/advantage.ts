@@ -1,31 +1,56 @@
+import type { Config } from "../config/schema.ts";
+import { meanStd } from "../reward/statistics.ts";
 import type { Metrics, RolloutGroup } from "../types.ts";
+import { type Baseline, isUniform } from "./advantages/baseline.ts";
+import { grpo } from "./advantages/grpo.ts";
+import { reinforce } from "./advantages/reinforce.ts";
+import { reinforceBaseline } from "./advantages/reinforce-baseline.ts";
+import { rloo } from "./advantages/rloo.ts";
+
+/** By the names of trainer.advantage. */
+export const BASELINES: Readonly<Record<Config["trainer"]["advantage"], Baseline>> = {
+  grpo,
+  rloo,
+  "reinforce++": reinforce,
+  "reinforce++-baseline": reinforceBaseline,
+};
+
+type Knobs = Pick<Config["trainer"], "advantage" | "advantageScale" | "advantageEps">;
 
 /**
- * Group-normalised advantages: A_i = (r_i - mean(r)) / (std(r) + eps), std with ddof 1 as the seed's torch.std.
- * Paper: DeepSeekMath arXiv:2402.03300, section 4.1.2. A group whose rewards are all alike teaches nothing: exactly 0, whatever the
- * rounding of its mean.
+ * The advantages of every group of a batch, [groups][G]: rewards less their baseline, divided by a standard deviation + eps, with ddof 1 as the
+ * seed's torch.std. By default A_i = (r_i - mean(r)) / (std(r) + eps) over the group: DeepSeekMath arXiv:2402.03300, section 4.1.2.
  *
- * groupAdvantages([1, 0, 0, 0, 0, 0, 0, 0], 1e-4) // [2.474, -0.353, ...]
+ * batchAdvantages([[1, 0, 0, 0, 0, 0, 0, 0]], { advantage: "grpo", advantageScale: "group", advantageEps: 1e-4 }) // [[2.474, -0.353, ...]]
  */
-export function groupAdvantages(rewards: readonly number[], eps: number): number[] {
-  if (isUniform(rewards)) return rewards.map(() => 0);
-  const mean = rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length;
-  const squares = rewards.reduce((sum, reward) => sum + (reward - mean) ** 2, 0);
-  const std = Math.sqrt(squares / (rewards.length - 1));
-  return rewards.map((reward) => (reward - mean) / (std + eps));
+export function batchAdvantages(batch: readonly (readonly number[])[], config: Readonly<Knobs>): number[][] {
+  const { advantageScale: scale, advantageEps: eps } = config;
+  const { centre, spreadOf } = BASELINES[config.advantage];
+  const centred = batch.map((rewards) => centre(rewards, batch));
+  const ofBatch = scale === "batch" ? meanStd((spreadOf === "rewards" ? batch : centred).flat()).std : 0;
+  return centred.map((differences, g) => {
+    if (scale === "none") return differences;
+    const std = scale === "group" ? meanStd(batch[g] as readonly number[]).std : ofBatch;
+    return differences.map((difference) => (difference === 0 ? 0 : difference / (std + eps)));
+  });
 }
 
-/** Fills `advantages` of every group from its `rewards`. */
-export function assignAdvantages(groups: readonly RolloutGroup[], eps: number): void {
-  for (const group of groups) group.advantages = groupAdvantages(group.rewards, eps);
+/** Fills `advantages` of every group of a batch from rewards less penalties: the groups of all ranks, in an order that does not depend on their number. */
+export function assignAdvantages(batch: readonly RolloutGroup[], config: Readonly<Knobs>): void {
+  const rewards = batch.map(penalised);
+  for (const [g, advantages] of batchAdvantages(rewards, config).entries())
+    (batch[g] as RolloutGroup).advantages = advantages;
+}
+
+function penalised({ rewards, penalties = {} }: RolloutGroup): number[] {
+  return Object.values(penalties).reduce<number[]>(
+    (left, taken) => left.map((r, i) => r - (taken[i] as number)),
+    rewards,
+  );
 }
 
 /** The share of groups whose rewards are all alike. */
 export function uniformMetrics(groups: readonly RolloutGroup[]): Metrics {
   const uniform = groups.filter((group) => isUniform(group.rewards)).length;
   return { "reward/zero_std_frac": groups.length === 0 ? 0 : uniform / groups.length };
-}
-
-function isUniform(rewards: readonly number[]): boolean {
-  return rewards.every((reward) => reward === rewards[0]);
 }

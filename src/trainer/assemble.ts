@@ -7,6 +7,7 @@ import { BadSamples } from "../data/bad-samples.ts";
 import { readDataset } from "../data/datasets.ts";
 import { PromptLoader } from "../data/loader.ts";
 import { Processor } from "../data/processor.ts";
+import type { Parameter } from "../model/parameter.ts";
 import { readConfig } from "../model/qwen2vl/config.ts";
 import { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { Sampler } from "../rollout/sampler.ts";
@@ -20,6 +21,13 @@ export function openModel(config: Config): Qwen2VL {
   return config.model.init === "random"
     ? Qwen2VL.random(readConfig(config.model.path), { ...placement(config), seed: config.seed })
     : Qwen2VL.load(config.model.path, placement(config));
+}
+
+/** What openModel() makes a model of, one part of it after the other. They belong to the caller. */
+export function openParts(config: Config): Generator<Parameter[]> {
+  return config.model.init === "random"
+    ? Qwen2VL.randomParts(readConfig(config.model.path), { ...placement(config), seed: config.seed })
+    : Qwen2VL.loadParts(config.model.path, placement(config));
 }
 
 /** The policy from another Hugging Face folder, e.g. a checkpoint's, on the device and in the dtype of the config. */

@@ -4,23 +4,23 @@ import type { Config } from "../config/schema.ts";
 import { invariant } from "../errors.ts";
 import { type Packed, type PackedGroup, packGroups } from "../model/packed.ts";
 import type { Completion, RolloutGroup } from "../types.ts";
+import { tokenWeights } from "./token-weights.ts";
 
 /** One forward and backward pass. The arrays run over its completion tokens (Tc), in the order of `packed.targets`. */
 export interface TrainPack {
   packed: Packed;
-  /** Share of each token in the loss of the whole batch; over all packs of all ranks they sum to 1. */
+  /** Share of each token in the loss of the whole batch (token-weights.ts). */
   weights: Float32Array; // [Tc]
   advantages: Float32Array; // [Tc]
   /** What the sampler said, untempered, nats; NaN for padding that counts (compat.unmaskedSecondEos). */
   samplerLogprobs: Float32Array; // [Tc]
+  lengths: number[]; // of its completions, in the order of their tokens; they sum to Tc
   sampleIds: string[];
 }
 
 /**
  * Packs a batch. With `sharedPrefix` a group is one unit and its prompt is computed once; without, each completion is a unit of its own
  * with its prompt before it: the plain path, equal in loss and gradient.
- * Weights: "sequence" 1 / (N * Lc), a mean over a completion's tokens, then over the N completions of the batch (the seed's);
- * "token" 1 / T, a mean over the T completion tokens of the batch. N and T are those of the batch, not of a pack.
  * @param batch the groups of all ranks, where `groups` are the share of one
  */
 export function packBatch(
@@ -28,11 +28,7 @@ export function packBatch(
   config: Config["trainer"],
   batch: readonly Pick<RolloutGroup, "completions">[] = groups,
 ): TrainPack[] {
-  const completions = batch.flatMap((group) => group.completions);
-  const totalTokens = completions.reduce((sum, completion) => sum + completion.ids.length, 0);
-  const weightOf = (length: number) =>
-    config.lossAggregation === "sequence" ? 1 / (completions.length * length) : 1 / totalTokens;
-
+  const weightOf = tokenWeights(batch, config);
   const units = config.sharedPrefix ? [...groups] : groups.flatMap(oneByOne);
   return splitByTokens(units, unitTokens, config.tokensPerPack).map((unitsOfPack) => {
     const packed = packGroups(unitsOfPack.map(toPackedGroup));
@@ -46,12 +42,13 @@ export function packBatch(
       weights: new Float32Array(tokens),
       advantages: new Float32Array(tokens),
       samplerLogprobs: new Float32Array(tokens),
+      lengths: members.map(({ completion }) => completion.ids.length),
       sampleIds: unitsOfPack.map((unit) => unit.prompt.sample.id),
     };
     let start = 0;
     for (const { completion, advantage } of members) {
       const end = start + completion.ids.length;
-      pack.weights.fill(weightOf(completion.ids.length), start, end);
+      pack.weights.fill(weightOf(completion), start, end);
       pack.advantages.fill(advantage, start, end);
       pack.samplerLogprobs.set(completion.logprobs, start);
       start = end;

@@ -3,10 +3,11 @@
  *   model/                  the policy as a Hugging Face folder, usable on its own
  *   optimizer.safetensors   AdamW's moments and, for bfloat16 weights, the 16 low bits of the float32 master; of a job of several ranks
  *                           optimizer-<n>-of-<ranks>.safetensors, each rank's part (saved-state.ts); any number of ranks goes on from either
+ *   reference/              with trainer.referenceEvery: the reference policy as it is by now (moving-reference.ts)
  *   state.json              step, updates, counters, the resolved config, versions, a fingerprint of the weights the run started from
  *   manifest.json           bytes and CRC-32 of every file above; written last
- * The data order and every random draw are functions of (seed, step), so the step is their whole state. The reference policy is the model
- * the run started from and is read, or drawn, again; its fingerprint tells whether it is still the same.
+ * The data order and every random draw are functions of (seed, step), so the step is their whole state. A reference policy that does not move is
+ * the model the run started from and is read, or drawn, again; its fingerprint tells whether it is still the same.
  *
  * A folder is written under a hidden name, flushed to the disk and renamed: a killed process leaves a whole checkpoint or none.
  */
@@ -124,13 +125,16 @@ export function restoreOptimizer(checkpoint: string, state: TrainState, optimize
 /**
  * Fingerprint of a model's weights: CRC-32 over the first values of every parameter. The same on every device; another model, or the
  * same one trained on, has another.
+ * @param before that of the parameters in front of these, where they come one group after the other
  */
-export function fingerprint(parameters: readonly Parameter[]): string {
+export function fingerprint(parameters: readonly Parameter[], before = "0"): string {
   const VALUES = 64;
+  if (parameters.length === 0) return before;
   return scope(() => {
     const heads = parameters.map(({ tensor }) => to(slice(reshape(tensor, [-1]), 0, 0, VALUES), { dtype: "float32" }));
     const values = to(cat(heads, 0), { device: "cpu" }).toArray();
-    return crc32(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)).toString(16);
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    return crc32(bytes, Number.parseInt(before, 16)).toString(16);
   });
 }
 

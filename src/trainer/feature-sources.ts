@@ -1,5 +1,6 @@
 /** Which passes of a run take features of pictures and videos from where. */
 
+import type { Parameter } from "../model/parameter.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { fingerprint } from "./checkpoint.ts";
 import type { Session } from "./session.ts";
@@ -7,7 +8,16 @@ import { VisionFeatures } from "./vision-features.ts";
 
 /** Whether some question may be asked in two steps of a run. */
 export function questionsRecur(run: Pick<Session, "config" | "steps" | "samples">): boolean {
-  return run.steps * run.config.trainer.questionsPerStep > run.samples.length;
+  const { questionsPerStep, resampleRounds } = run.config.trainer;
+  return resampleRounds > 0 || run.steps * questionsPerStep > run.samples.length;
+}
+
+/** Of the vision tower among these parameters; `before` as in fingerprint(). */
+export function towerFingerprint(parameters: readonly Parameter[], before?: string): string {
+  return fingerprint(
+    parameters.filter(({ name }) => name.startsWith("visual.")),
+    before,
+  );
 }
 
 /**
@@ -19,7 +29,7 @@ export function referenceFeatures(
   reference: Qwen2VL,
   recur: boolean,
 ): VisionFeatures | null {
-  const tower = ({ parameters }: Qwen2VL) => fingerprint(parameters.filter(({ name }) => name.startsWith("visual.")));
-  if (features !== null && tower(model) === tower(reference)) return features;
+  if (features !== null && towerFingerprint(model.parameters) === towerFingerprint(reference.parameters))
+    return features;
   return recur ? new VisionFeatures(reference) : null;
 }

@@ -1,6 +1,7 @@
 /** Where parameters lie in the optimizer's flat buffers, and what these take: plain arithmetic, no tensor. */
 
 import type { Config } from "../config/schema.ts";
+import { byPart, lastingPart, partOf } from "../model/qwen2vl/parameters.ts";
 
 /** Parameters start at multiples of this many elements: a block of 8-bit moments has one scale (native/adamw_element.h) and one parameter. */
 export const BLOCK = 256;
@@ -21,6 +22,36 @@ export function flatLayout(counts: readonly number[], shares = 1): { starts: num
   });
   const whole = BLOCK * shares;
   return { starts, size: Math.ceil(size / whole) * whole };
+}
+
+/** The parameters of one part of the model, neighbours in the flat layout. Among ranks they travel together, cut into equal parts. */
+export interface Bucket {
+  part: string; // see partOf
+  begin: number; // in the flat layout
+  size: number; // elements; a multiple of BLOCK for each rank
+}
+
+export interface BucketLayout {
+  starts: number[]; // of each parameter in the flat layout
+  size: number;
+  buckets: Bucket[]; // one behind the other
+  lasting: string | null; // see lastingPart
+}
+
+/** Where parameters lie whose gradients and weights travel among `world` ranks; one rank has a single bucket. */
+export function bucketLayout(parameters: readonly { name: string; numel: number }[], world: number): BucketLayout {
+  const lasting = lastingPart(parameters.map(({ name }) => name));
+  const layout: BucketLayout = { starts: [], size: 0, buckets: [], lasting };
+  for (const members of world === 1 ? [parameters] : byPart(parameters)) {
+    const { starts, size } = flatLayout(
+      members.map(({ numel }) => numel),
+      world,
+    );
+    layout.starts.push(...starts.map((start) => layout.size + start));
+    layout.buckets.push({ part: partOf(members[0]?.name ?? ""), begin: layout.size, size });
+    layout.size += size;
+  }
+  return layout;
 }
 
 /** Bytes that AdamW allocates per element of the flat layout: gradients and all else, on the weights' device and on the host. */

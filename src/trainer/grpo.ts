@@ -21,6 +21,7 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Config } from "../config/schema.ts";
+import type { Packed } from "../model/packed.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { createRewards, type Rewards } from "../reward/rewards.ts";
 import { rewardMetrics } from "../reward/statistics.ts";
@@ -28,13 +29,16 @@ import { synchronize } from "../torch/cuda.ts";
 import { clone } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
-import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
+import type { Completion, Metrics, Prompt, RolloutGroup } from "../types.ts";
 import { assignAdvantages, uniformMetrics } from "./advantage.ts";
 import { deviceOf } from "./assemble.ts";
 import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
+import { drawGroups, filterMetrics, isKept } from "./dynamic-sampling.ts";
 import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
-import { grpoLoss, lossMetrics, readTogether } from "./loss.ts";
+import { lossMetrics, policyLoss, readTogether } from "./loss.ts";
 import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metrics.ts";
+import { isReferenceDue, moveReference, openMovingReference, referenceFiles } from "./moving-reference.ts";
+import { penaltyMetrics, punishDistance, punishLength } from "./penalties.ts";
 import { RecomputePlanner } from "./recompute-planner.ts";
 import { learningRate } from "./schedule.ts";
 import {
@@ -49,6 +53,8 @@ import {
   type Session,
   saveSession,
 } from "./session.ts";
+import { openShardedReference, type ShardedReference } from "./sharded-reference.ts";
+import { countsInLoss } from "./token-weights.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
 import type { VisionFeatures } from "./vision-features.ts";
 import { gatherGroups } from "./whole-batch.ts";
@@ -56,7 +62,8 @@ import { gatherGroups } from "./whole-batch.ts";
 interface GrpoRun extends Session {
   rewards: Rewards;
   planner: RecomputePlanner;
-  reference: Qwen2VL | null; // null when klCoef is 0
+  reference: Qwen2VL | null; // null when klCoef is 0, and where it is sharded
+  shardedReference: ShardedReference | null;
   referenceFeatures: VisionFeatures | null; // the policy's where its tower is frozen; null where no question comes twice
 }
 
@@ -65,21 +72,32 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   const { trainer } = run.config;
   const watch = new StopWatch(synchronize);
 
-  const { prompts, places, total } = await watch.time("data", () => loadPrompts(run, step)); // P questions, this rank's
-  if (total === 0) return { "data/questions": 0, "data/bad_samples": run.badSamples };
-  for (const features of featuresOf(run)) features.know(prompts);
+  const questions = await watch.time("data", () => loadPrompts(run, step)); // P questions, this rank's
+  if (questions.total === 0) return { "data/questions": 0, "data/bad_samples": run.badSamples };
+  const sampler = { prefillS: 0, decodeS: 0 };
+  const drawn = await drawGroups(run, step, questions, async (prompts) => {
+    for (const features of featuresOf(run)) features.know(prompts);
+    const groups = await watch.time("rollout", () => rollout(run, prompts, step, sampler)); // RolloutGroup[P], G completions each
+    await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
+    return groups;
+  });
+  const groups = drawn.groups.filter((group) => isKept(group, trainer));
+  punishLength(groups, run.config);
+  if (trainer.klIn === "reward") await watch.time("reference", () => punishKl(run, groups));
 
-  const groups = await watch.time("rollout", () => rollout(run, prompts, step)); // RolloutGroup[P], G completions each
-  await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
-  assignAdvantages(groups, trainer.advantageEps);
-  const batch = gatherGroups(run.ranks, places, groups); // of all ranks, the same everywhere
+  const { batch: asked, own } = gatherGroups(run.ranks, drawn.places, drawn.groups); // of all ranks, the same everywhere
+  const batch = asked.filter((group) => isKept(group, trainer));
+  assignAdvantages(batch, trainer);
+  for (const [i, group] of drawn.groups.entries()) group.advantages = own[i]?.advantages ?? [];
 
-  const packs = packBatch(asScored(run, groups), trainer, asScored(run, batch));
+  const counts = (completion: Completion) => countsInLoss(completion, trainer);
+  const learns = batch.some(({ completions }) => completions.some(counts)); // else there is nothing to update from
+  const packs = learns ? packBatch(asScored(run, groups), trainer, asScored(run, batch)) : [];
   const references = await watch.time("reference", () => referenceLogprobs(run, packs)); // [Tc] per pack
   const oldLogprobs: Tensor[] = []; // [Tc] per pack, filled by the first update
   let update: Metrics = {};
   try {
-    for (let iteration = 0; iteration < trainer.iterations; iteration++) {
+    for (let iteration = 0; learns && iteration < trainer.iterations; iteration++) {
       const latest = await watch.time("update", () => updatePolicy(run, step, groups, packs, references, oldLogprobs));
       // How far sampler and trainer are apart is a question about one policy: it is answered before the first update.
       update = { ...latest, ...(iteration === 0 ? {} : pickMetrics(update, "rollout/logprob_gap")) };
@@ -89,18 +107,27 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     if (!questionsRecur(run)) for (const features of featuresOf(run)) features.clear();
   }
 
-  run.folder.writeCompletions(step + 1, batch.slice(0, trainer.logCompletions));
+  if (run.reference !== null && isReferenceDue(step + 1, trainer)) {
+    const { seed } = run.config;
+    run.checkpoints.beforeUpdate();
+    moveReference(run.reference.parameters, run.model.parameters, { decay: trainer.referenceDecay, seed, step });
+    if (run.referenceFeatures !== run.features) run.referenceFeatures?.clear(); // its tower has moved; the policy's frozen one has not
+  }
+
+  run.folder.writeCompletions(step + 1, asked.slice(0, trainer.logCompletions));
   return {
-    ...rewardMetrics(batch),
-    ...uniformMetrics(batch),
+    ...rewardMetrics(asked),
+    ...uniformMetrics(asked),
+    ...penaltyMetrics(batch),
     ...update,
-    ...rolloutMetrics(batch, watch.seconds("rollout")),
+    ...rolloutMetrics(asked, watch.seconds("rollout")),
     "rollout/occupancy": run.sampler.stats.occupancy, // share of the decode steps' rows that gave a token
-    "data/questions": batch.length,
+    "data/questions": asked.length,
+    ...filterMetrics(asked, drawn.rounds, trainer),
     "data/bad_samples": run.badSamples,
     ...watch.metrics(),
-    "time/prefill_s": run.sampler.stats.prefillS, // parts of time/rollout_s
-    "time/decode_s": run.sampler.stats.decodeS,
+    "time/prefill_s": sampler.prefillS, // parts of time/rollout_s
+    "time/decode_s": sampler.decodeS,
     ...memoryMetrics(),
   };
 }
@@ -109,19 +136,20 @@ function featuresOf({ features, referenceFeatures }: GrpoRun): Set<VisionFeature
   return new Set([features, referenceFeatures].filter((some) => some !== null));
 }
 
-/** G completions of each prompt, drawn from the policy as it is now. */
-function rollout(run: GrpoRun, prompts: Prompt[], step: number): RolloutGroup[] {
+/** G completions of each prompt, drawn from the policy as it is now. Adds what it took to `spent`. */
+function rollout(
+  run: GrpoRun,
+  prompts: Prompt[],
+  step: number,
+  spent: { prefillS: number; decodeS: number },
+): RolloutGroup[] {
   if (prompts.length === 0) return []; // more ranks than questions
   const { groupSize, maxNewTokens, temperature, topK, topP } = run.config.rollout;
-  return run.sampler.rolloutGroups(prompts, {
-    groupSize,
-    maxNewTokens,
-    temperature,
-    topK,
-    topP,
-    seed: run.config.seed,
-    step,
-  });
+  const keys = { seed: run.config.seed, step };
+  const groups = run.sampler.rolloutGroups(prompts, { groupSize, maxNewTokens, temperature, topK, topP, ...keys });
+  spent.prefillS += run.sampler.stats.prefillS;
+  spent.decodeS += run.sampler.stats.decodeS;
+  return groups;
 }
 
 /** The completions as the loss counts them: as they were drawn, or with what the seed's mask leaves open. */
@@ -132,19 +160,42 @@ function asScored({ config, model, processor }: GrpoRun, groups: RolloutGroup[])
   return unmaskSecondEos(groups, { first: ends[0] as number, pad: processor.tokenizer.padTokenId });
 }
 
-/** What the frozen reference says of each sampled token, once per batch: float32 [Tc] per pack; null without a KL penalty. */
+/** What the reference says of each sampled token, once per batch: float32 [Tc] per pack; null where the loss has no KL penalty. */
 async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
-  const { reference, referenceFeatures: features } = run;
-  if (reference === null) return packs.map(() => null);
+  const { klCoef, klIn } = run.config.trainer;
+  return klCoef > 0 && klIn !== "reward" ? scoreTokens(run, packs) : packs.map(() => null);
+}
+
+/** The same, of a run that has a reference. All ranks call it at the same point. */
+async function scoreTokens(
+  { reference, shardedReference, referenceFeatures: features }: GrpoRun,
+  packs: readonly TrainPack[],
+): Promise<Tensor[]> {
+  if (shardedReference !== null) {
+    const visionCache = features && ((packed: Packed) => features.ofPack(packed));
+    return shardedReference.logprobs(
+      packs.map(({ packed }) => packed),
+      visionCache,
+    );
+  }
   const logprobs: Tensor[] = [];
   for (const { packed } of packs) {
     scope(() => {
-      using pass = reference.pass(packed, { grad: false, visionCache: features?.ofPack(packed) });
+      using pass = (reference as Qwen2VL).pass(packed, { grad: false, visionCache: features?.ofPack(packed) });
       logprobs.push(keep(clone(pass.logprobs)));
     });
     await nextTurn(); // lets signals, prefetching and logs have their turn
   }
   return logprobs;
+}
+
+/** The distance from the reference as a penalty of each completion, before there are advantages. */
+async function punishKl(run: GrpoRun, groups: RolloutGroup[]): Promise<void> {
+  const { trainer } = run.config;
+  const unscored = groups.map((group) => ({ ...group, advantages: group.rewards.map(() => 0) }));
+  const logprobs = await scoreTokens(run, packBatch(unscored, trainer));
+  if (logprobs.length > 0) punishDistance(groups, readTogether(logprobs).flat(), trainer);
+  for (const tensor of logprobs) tensor.free();
 }
 
 /**
@@ -165,7 +216,7 @@ async function updatePolicy(
   const { freezeVision } = config.model;
   const keepOld = config.trainer.iterations > 1 && oldLogprobs.length === 0;
   const stats: Tensor[] = []; // [7] per pack, see LOSS_STATS
-  optimizer.zeroGrad();
+  optimizer.zeroGrad(packs.length);
   try {
     for (const [i, pack] of packs.entries()) {
       scope(() => {
@@ -173,7 +224,7 @@ async function updatePolicy(
         const visionCache = run.features?.ofPack(pack.packed); // of the rollout
         const recompute = run.planner.for(pack.packed);
         using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision, visionCache });
-        const loss = grpoLoss(
+        const loss = policyLoss(
           {
             logprobs: pass.logprobs,
             entropy: pass.entropy,
@@ -182,10 +233,11 @@ async function updatePolicy(
             samplerLogprobs: perToken(pack.samplerLogprobs),
             advantages: perToken(pack.advantages),
             weights: perToken(pack.weights),
+            lengths: pack.lengths,
           },
           config.trainer,
         );
-        pass.backward(loss.gradient);
+        optimizer.backward((watch) => pass.backward(loss.gradient, loss.entropyGradient, watch));
         stats.push(keep(loss.stats));
         if (keepOld) oldLogprobs.push(keep(clone(pass.logprobs)));
       });
@@ -196,7 +248,7 @@ async function updatePolicy(
     stats.push(keep(optimizer.gradNorm()));
     const values = readTogether(stats); // the one wait for the device in an update
     const metrics = {
-      ...lossMetrics(run.ranks.gather(values.slice(0, -1)).flat(), config.trainer.klCoef),
+      ...lossMetrics(run.ranks.gather(values.slice(0, -1)).flat(), config.trainer),
       "grad/norm": values.at(-1)?.[0] as number,
     };
     const bad = firstNonFinite(metrics);
@@ -217,10 +269,17 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
   const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward }); // first: a wrong name must not leave a run folder behind
   const session = await openSession(config, hooks, "grpo");
   const planner = new RecomputePlanner(config, session.model.config);
-  const run: GrpoRun = Object.assign(session, { rewards, planner, reference: null, referenceFeatures: null });
+  const none = { reference: null, shardedReference: null, referenceFeatures: null };
+  const run: GrpoRun = Object.assign(session, { rewards, planner, ...none });
   try {
-    if (config.trainer.klCoef > 0) {
-      run.reference = openReference(session);
+    const moves = config.trainer.referenceEvery > 0;
+    if (config.trainer.klCoef > 0 && config.distributed.shardReference && run.ranks.world > 1) {
+      run.shardedReference = openShardedReference(session);
+      run.referenceFeatures = run.shardedReference.featuresOf(session);
+    } else if (config.trainer.klCoef > 0) {
+      const reference = moves ? openMovingReference(session) : openReference(session);
+      run.reference = reference;
+      if (moves) run.moreFiles = () => referenceFiles(reference);
       run.referenceFeatures = referenceFeatures(run, run.reference, questionsRecur(run));
     }
     return await trainingLoop(
@@ -241,6 +300,7 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
     await rewards.close();
     run.referenceFeatures?.[Symbol.dispose]();
     run.reference?.[Symbol.dispose]();
+    run.shardedReference?.[Symbol.dispose]();
     await closeSession(session);
   }
 }

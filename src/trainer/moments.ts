@@ -32,8 +32,11 @@ export interface MomentTensors {
 export interface Moments extends Disposable {
   /** All of them, where they are kept. Up to date after settle(). */
   readonly whole: MomentTensors;
-  /** Calls `run` for ranges that together are all, each on the device of the weights and beginning at element `begin`. */
-  update(run: (range: MomentTensors, begin: number) => void): void;
+  /**
+   * Calls `run` for ranges that together are all, one behind the other, each on the device of the weights and beginning at element `begin`. None
+   * crosses one of `cuts`: multiples of BLOCK, ascending, the same ones in every update.
+   */
+  update(run: (range: MomentTensors, begin: number) => void, cuts?: readonly number[]): void;
   /** Waits until `whole` may be read or written by the host. */
   settle(): void;
 }
@@ -57,8 +60,13 @@ class ResidentMoments implements Moments {
     this.whole = allocate(kind, size, (shape, dtype) => zeros(shape, { dtype, device }));
   }
 
-  update(run: (range: MomentTensors, begin: number) => void): void {
-    run(this.whole, 0);
+  update(run: (range: MomentTensors, begin: number) => void, cuts: readonly number[] = []): void {
+    if (cuts.length === 0) {
+      run(this.whole, 0);
+      return;
+    }
+    for (const [begin, end] of between(cuts, this.whole.m.numel, Number.POSITIVE_INFINITY))
+      scope(() => run(part(this.whole, begin, end - begin), begin));
   }
 
   settle(): void {}
@@ -101,10 +109,10 @@ export class StagedMoments implements Moments {
     this.#streams = cuda ? { in: new Stream(), out: new Stream() } : null;
   }
 
-  update(run: (range: MomentTensors, begin: number) => void): void {
-    for (let begin = 0, turn = 0; begin < this.#size; begin += this.#stageElements, turn++) {
+  update(run: (range: MomentTensors, begin: number) => void, cuts: readonly number[] = []): void {
+    for (const [turn, [begin, end]] of between(cuts, this.#size, this.#stageElements).entries()) {
       const stage = this.#stages[turn % this.#stages.length] as Stage;
-      const count = Math.min(this.#stageElements, this.#size - begin);
+      const count = end - begin;
       scope(() => {
         const away = part(this.whole, begin, count);
         const here = part(stage.tensors, 0, count);
@@ -159,6 +167,16 @@ function allocate(kind: MomentKind, size: number, make: (shape: number[], dtype:
   const moment = () => keep(make([size], MOMENT_DTYPES[kind]));
   const scale = () => (kind === "int8" ? keep(make([size / BLOCK], "float32")) : null);
   return { m: moment(), v: moment(), mScale: scale(), vScale: scale() };
+}
+
+/** [0, size) cut at `cuts`, and what is longer than `most` into pieces of that length. */
+function between(cuts: readonly number[], size: number, most: number): [begin: number, end: number][] {
+  const ranges: [number, number][] = [];
+  for (const end of [...cuts, size]) {
+    for (let begin = ranges.at(-1)?.[1] ?? 0; begin < end; begin = ranges.at(-1)?.[1] as number)
+      ranges.push([begin, Math.min(end, begin + most)]);
+  }
+  return ranges;
 }
 
 /** Views of `count` elements from `begin` on, both multiples of BLOCK. */

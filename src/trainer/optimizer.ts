@@ -2,11 +2,10 @@
  * AdamW with a float32 master. A bfloat16 weight keeps the 16 bits it lacks beside it: weight and low bits together are an exact float32
  * number, so an update of 1e-6 is not lost to rounding and costs no second copy of the weights.
  *
- * Gradients of all parameters are views of one flat buffer: cleared by one call, measured by one call. Moments and low bits lie flat
- * too, so one kernel updates all parameters. Nothing here waits for the device.
+ * Moments and low bits lie flat, as gradients do (gradients.ts), so one kernel updates all parameters. Nothing here waits for the device.
  *
- * Of several ranks each keeps the state of an equal part of the flat layout: gradients are summed into the part of their rank, which updates
- * its weights; those go to the other ranks. A part may begin and end inside a parameter.
+ * Of several ranks each keeps the state of an equal part of each bucket (flat-layout.ts): gradients are summed into the part of their rank, which
+ * updates its weights; those go to the other ranks, a bucket at a time, while the next one is updated. A part may begin and end inside a parameter.
  */
 
 import type { Config } from "../config/schema.ts";
@@ -15,98 +14,62 @@ import { CheckpointError } from "../errors.ts";
 import type { Parameter } from "../model/parameter.ts";
 import { hash64 } from "../random.ts";
 import { op } from "../torch/dispatch.ts";
-import { copy_, mul, reshape, slice, sqrt, zero_, zeros } from "../torch/ops.ts";
+import type { PendingCollective } from "../torch/distributed.ts";
+import { cast, copy_, mul, sqrt, stack, sum, zeros } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
-import { BLOCK, flatLayout } from "./flat-layout.ts";
+import { bucketLayout } from "./flat-layout.ts";
 import { flattenWeights } from "./flat-weights.ts";
+import { type Backward, type Gradients, WholeGradients } from "./gradients.ts";
 import { createMoments, MOMENT_DTYPES, type MomentKind, type Moments } from "./moments.ts";
+import { freeShare, type Share, type StateEntry, segments, sharesOf } from "./optimizer-shares.ts";
+import { ShardedGradients } from "./sharded-gradients.ts";
 
 const adamw = op("grove::adamw_");
 const normOf = op("grove::grad_norm");
 
-/** State of elements [begin, end) of a parameter, in this rank's part. */
-interface Slot {
-  name: string;
-  weight: Tensor; // all of it
-  start: number; // of the parameter, from the beginning of this rank's part on; negative where it begins before
-  key: number[];
-  decays: boolean;
-  /** Views of the moments and, of a bfloat16 weight, the low bits. */
-  state: StateEntry[];
-}
-
-/** A tensor of the optimizer's state, as a checkpoint keeps it: of a whole parameter, or of elements [begin, end) of what the whole one has. */
-export interface StateEntry {
-  name: string; // `<parameter>.<m, v, m_scale, v_scale or low>`
-  tensor: Tensor; // in the parameter's shape where it is whole
-  begin: number;
-  end: number;
-  isWhole: boolean;
-}
-
 export class AdamW implements Disposable {
   readonly #config: Config["optimizer"];
   readonly #ranks: Ranks;
-  readonly #slots: Slot[]; // of the parameters that have elements in this rank's part
-  readonly #grads: { weight: Tensor; grad: Tensor }[]; // of all parameters
-  readonly #grad: Tensor; // flat
-  readonly #ownGrad: Tensor; // this rank's part of it
+  readonly #shares: Share[]; // of each bucket
+  readonly #gradients: Gradients;
   readonly #weights: Tensor | null; // flat, of several ranks
-  readonly #low: Tensor | null; // int16, this rank's part
-  readonly #moments: Moments; // of this rank's part
+  readonly #low: Tensor | null; // int16, of this rank's parts
+  readonly #moments: Moments; // of this rank's parts
   #updates = 0;
 
   /**
-   * Takes over the gradients of the parameters: from now on `tensor.grad` of each is a view of the optimizer's buffer.
+   * Takes over the gradients of the parameters: from now on `tensor.grad` of each is a view of memory of the optimizer.
    * @param seed with a parameter's name, the number of the update and the place in the parameter, the key of what rounds moments of few bits
    * @param ranks that make the same updates together; their weights move into one flat buffer
+   * @param options.shardGradients every rank keeps its parts of the gradients alone
    */
-  constructor(parameters: readonly Parameter[], config: Config["optimizer"], seed = 0, ranks: Ranks = ALONE) {
+  constructor(
+    parameters: readonly Parameter[],
+    config: Config["optimizer"],
+    seed = 0,
+    ranks: Ranks = ALONE,
+    options: { shardGradients?: boolean } = {},
+  ) {
     this.#config = config;
     this.#ranks = ranks;
     const { device, dtype } = (parameters[0] as Parameter).tensor;
-    const { starts, size } = flatLayout(
-      parameters.map(({ tensor }) => tensor.numel),
+    const layout = bucketLayout(
+      parameters.map(({ name, tensor: { numel } }) => ({ name, numel })),
       ranks.world,
     );
-    const share = size / ranks.world;
-    const first = ranks.rank * share;
+    const { starts, size } = layout;
+    const own = size / ranks.world;
     this.#weights = ranks.world > 1 ? flattenWeights(parameters, starts, size) : null;
-    this.#grad = keep(zeros([size], { dtype, device }));
-    this.#ownGrad = keep(slice(this.#grad, 0, first, first + share));
-    this.#low = dtype === "bfloat16" ? keep(zeros([share], { dtype: "int16", device })) : null;
-    this.#moments = createMoments(config.moments, share, device, config.offload);
-    this.#grads = parameters.map(({ tensor }, i) => takeGradient(tensor, this.#grad, starts[i] as number));
-    this.#slots = parameters.flatMap(({ name, tensor }, i) => {
-      const start = (starts[i] as number) - first;
-      if (start >= share || start + tensor.numel <= 0) return [];
-      const state = this.#stateOf(name, tensor, start, share);
-      return [{ name, weight: tensor, start, key: hash64(seed, "moments", name), decays: tensor.ndim >= 2, state }];
+    const isSharded = options.shardGradients === true && ranks.world > 1;
+    this.#gradients = new (isSharded ? ShardedGradients : WholeGradients)(parameters, layout, ranks);
+    this.#low = dtype === "bfloat16" ? keep(zeros([own], { dtype: "int16", device })) : null;
+    this.#moments = createMoments(config.moments, own, device, config.offload);
+    const keyed = parameters.map(({ name, tensor }) => {
+      return { name, weight: tensor, key: hash64(seed, "moments", name) };
     });
-  }
-
-  #stateOf(name: string, { numel, shape }: Tensor, start: number, share: number): StateEntry[] {
-    const begin = Math.max(0, -start);
-    const end = Math.min(numel, share - start);
-    const isWhole = end - begin === numel;
-    const view = (kind: string, buffer: Tensor): StateEntry => {
-      const tensor = keep(
-        scope(() => reshape(slice(buffer, 0, start + begin, start + end), isWhole ? shape : [end - begin])),
-      );
-      return { name: `${name}.${kind}`, tensor, begin, end, isWhole };
-    };
-    const blocks = (kind: string, scales: Tensor): StateEntry => {
-      const [from, to] = [begin / BLOCK, Math.ceil(end / BLOCK)];
-      const tensor = keep(slice(scales, 0, start / BLOCK + from, start / BLOCK + to));
-      return { name: `${name}.${kind}`, tensor, begin: from, end: to, isWhole };
-    };
-    const { m, v, mScale, vScale } = this.#moments.whole;
-    const state = [view("m", m), view("v", v)];
-    if (mScale !== null) state.push(blocks("m_scale", mScale));
-    if (vScale !== null) state.push(blocks("v_scale", vScale));
-    if (this.#low !== null) state.push(view("low", this.#low));
-    return state;
+    const buffers = { ...this.#moments.whole, low: this.#low, weights: this.#weights };
+    this.#shares = sharesOf(keyed, layout, ranks, { ...buffers, gradients: this.#gradients.own });
   }
 
   /** Updates made so far, over all sessions of a run. */
@@ -114,50 +77,55 @@ export class AdamW implements Disposable {
     return this.#updates;
   }
 
-  zeroGrad(): void {
-    zero_(this.#grad);
+  /** Clears gradients, for an update from so many backward passes of this rank: all of those through backward(), or none. */
+  zeroGrad(passes = 0): void {
+    this.#gradients.begin(passes);
   }
 
-  /** Makes the gradients, each rank's of its share of a batch, those of the whole batch, each rank's in its part. */
+  /** The backward pass of a part of the batch. */
+  backward(run: Backward): void {
+    this.#gradients.backward(run);
+  }
+
+  /** Makes the gradients, each rank's of its share of a batch, those of the whole batch, each rank's in its parts. */
   sumGradients(): void {
-    this.#ranks.group?.reduceScatter(this.#grad).wait();
+    this.#gradients.reduce();
   }
 
   /** Global norm of all gradients, of all parts: a float32 scalar on the device, owned by the caller. */
   gradNorm(): Tensor {
-    const { group } = this.#ranks;
-    if (group === null) return normOf(this.#grad);
+    const { own } = this.#gradients;
+    if (this.#ranks.world === 1) return normOf(own[0] as Tensor);
     return scope(() => {
-      const norm = normOf(this.#ownGrad);
-      const squares = mul(norm, norm);
-      group.allReduce(squares).wait();
-      return sqrt(squares);
+      const norms = cast(stack(own.map((part) => normOf(part))), "float64");
+      const squares = sum(mul(norms, norms));
+      this.#ranks.group?.allReduce(squares).wait();
+      return cast(sqrt(squares), "float32");
     });
   }
 
   /**
-   * One update, of this rank's part; the other parts come from their ranks. `gradNorm` is what gradNorm() returned: gradients are scaled by min(1, maxGradNorm / (norm + 1e-6)) as torch's
-   * clip_grad_norm_ does it, on the device. Where it is not finite the device leaves weights and state as they are; it is for the caller to read
-   * the norm some time and to stop, since the update is counted all the same.
+   * One update, of this rank's parts; the other parts come from their ranks. `gradNorm` is what gradNorm() returned: gradients are scaled by
+   * min(1, maxGradNorm / (norm + 1e-6)) as torch's clip_grad_norm_ does it, on the device. Where it is not finite the device leaves weights and state as
+   * they are; it is for the caller to read the norm some time and to stop, since the update is counted all the same.
    */
   step(learningRate: number, gradNorm: Tensor): void {
     const { beta1, beta2, eps, weightDecay, maxGradNorm } = this.#config;
     this.#updates++;
-    const slots = this.#slots;
-    const layout = [
-      slots.map(({ weight }) => weight),
-      slots.map(({ start }) => start),
-      slots.flatMap(({ key }) => key),
-      slots.map(({ decays }) => decays),
-    ];
-    if (slots.length > 0) {
-      this.#moments.update(({ m, v, mScale, vScale }, begin) => {
-        const moments = [m, v, mScale, vScale, gradNorm, begin];
-        const rates = [maxGradNorm, learningRate, beta1, beta2, eps, weightDecay, this.#updates];
-        adamw(...layout, this.#ownGrad, this.#low, ...moments, ...rates);
-      });
-    }
-    if (this.#weights !== null) this.#ranks.group?.allGather(this.#weights).wait();
+    const cuts = this.#shares.slice(1).map(({ begin }) => begin);
+    const arriving: PendingCollective[] = [];
+    let at = 0;
+    this.#moments.update(({ m, v, mScale, vScale }, begin) => {
+      const share = this.#shares[at] as Share;
+      const moments = [m, v, mScale, vScale, gradNorm, begin - share.begin];
+      const rates = [maxGradNorm, learningRate, beta1, beta2, eps, weightDecay, this.#updates];
+      if (share.slots.length > 0) adamw(...segments(share.slots), share.grad, share.low, ...moments, ...rates);
+      if (begin + m.numel < share.end) return;
+      const { group } = this.#ranks;
+      if (group !== null && share.weights !== null) arriving.push(group.allGather(share.weights));
+      at++;
+    }, cuts);
+    for (const weights of arriving) weights.wait();
   }
 
   /**
@@ -166,7 +134,7 @@ export class AdamW implements Disposable {
    */
   state(): StateEntry[] {
     this.#moments.settle();
-    return this.#slots.flatMap(({ state }) => state);
+    return this.#shares.flatMap(({ slots }) => slots.flatMap(({ state }) => state));
   }
 
   /**
@@ -202,23 +170,10 @@ export class AdamW implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const { weight, grad } of this.#grads) {
-      weight.setGrad(null);
-      grad.free();
-    }
-    for (const { state } of this.#slots) for (const { tensor } of state) tensor.free();
+    for (const share of this.#shares) freeShare(share);
+    this.#gradients[Symbol.dispose]();
     this.#moments[Symbol.dispose]();
     this.#weights?.free(); // the parameters keep the memory
-    this.#ownGrad.free();
-    this.#grad.free();
     this.#low?.free();
   }
-}
-
-/** Makes backward add into a view of the flat buffer, from element `start` on. */
-function takeGradient(weight: Tensor, flat: Tensor, start: number): { weight: Tensor; grad: Tensor } {
-  const grad = keep(scope(() => reshape(slice(flat, 0, start, start + weight.numel), weight.shape)));
-  weight.setRequiresGrad(true);
-  weight.setGrad(grad);
-  return { weight, grad };
 }

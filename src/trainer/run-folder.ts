@@ -49,6 +49,7 @@ export interface CompletionRecord {
   tokens: number[];
   rewards: number[];
   reward_breakdown: Record<string, number[]>;
+  penalties?: Record<string, number[]>;
   advantages: number[];
 }
 
@@ -155,6 +156,7 @@ function completionRecord(step: number, group: RolloutGroup): CompletionRecord {
     tokens: group.completions.map((completion) => completion.ids.length),
     rewards: group.rewards,
     reward_breakdown: group.rewardBreakdown,
+    ...(group.penalties && { penalties: group.penalties }),
     advantages: group.advantages,
   };
 }

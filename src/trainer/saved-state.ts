@@ -5,7 +5,7 @@ import path from "node:path";
 import { SafetensorsFile } from "../model/safetensors.ts";
 import { cat, reshape, slice } from "../torch/ops.ts";
 import type { Tensor } from "../torch/tensor.ts";
-import type { StateEntry } from "./optimizer.ts";
+import type { StateEntry } from "./optimizer-shares.ts";
 
 /** The file of a rank's part; of a rank that is alone, of everything. */
 export function stateFile({ rank, world }: { rank: number; world: number }): string {

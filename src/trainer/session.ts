@@ -15,6 +15,7 @@ import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Sample } from "../types.ts";
 import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
+  type CheckpointFile,
   checkpointFiles,
   fingerprint,
   modelFolder,
@@ -30,7 +31,7 @@ import { AdamW } from "./optimizer.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
 import { totalSteps } from "./schedule.ts";
 import type { TrainHooks } from "./training-loop.ts";
-import { placesOf, type StepPrompts } from "./whole-batch.ts";
+import { type PlacedSample, placesOf, type StepPrompts } from "./whole-batch.ts";
 
 /** Knobs that may differ between the sessions of a run without making it another run. */
 const FREE_KNOBS = [
@@ -46,7 +47,7 @@ const FREE_KNOBS = [
 const OWN_KNOBS = [
   /^(device|threads|runDir)$/,
   /^data\.(workers|prefetch|cacheDir|cacheGib)$/,
-  /^distributed\./,
+  /^distributed\.(?!shard)/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/,
 ];
@@ -68,6 +69,8 @@ export interface Session extends Pipeline {
   bad: BadSamples; // the records behind that number, held against data.maxBadSamples
   /** Fingerprint of the weights before the first step. */
   startWeights: string;
+  /** What rank 0 writes into a checkpoint besides policy, optimizer and state. */
+  moreFiles?: () => CheckpointFile[];
 }
 
 /** Opens a new run, or with `hooks.resume` the newest checkpoint of the one in config.runDir. */
@@ -113,7 +116,9 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
     const startWeights = state?.start ?? fingerprint(model.parameters);
     ranks.requireSame({ weights: fingerprint(model.parameters) });
-    const optimizer = own(new AdamW(trainable(model, config), config.optimizer, config.seed, ranks));
+    const optimizer = own(
+      new AdamW(trainable(model, config), config.optimizer, config.seed, ranks, config.distributed),
+    );
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
     const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast, ranks });
@@ -154,38 +159,53 @@ export async function closeSession(session: Session): Promise<void> {
  * The reference policy: the model as it was before the first step, a copy of the policy in a new run, read or drawn again in a resumed one.
  * @throws CheckpointError when the weights at model.path are no longer those the run started from.
  */
-export function openReference({ config, model, firstStep, startWeights }: Session): Qwen2VL {
+export function openReference(session: Session): Qwen2VL {
+  const { config, model, firstStep } = session;
   const reference = firstStep === 0 ? model.clone() : openModel(config);
-  if (fingerprint(reference.parameters) !== startWeights) {
+  try {
+    requireStartWeights(session, fingerprint(reference.parameters));
+  } catch (error) {
     reference[Symbol.dispose]();
-    throw new CheckpointError(
-      config.model.path,
-      "holds other weights than those this run started from; they are its reference policy",
-    );
+    throw error;
   }
   return reference;
 }
 
+/** @throws CheckpointError unless weights with this fingerprint are those the run started from */
+export function requireStartWeights({ config, startWeights }: Session, found: string): void {
+  if (found === startWeights) return;
+  throw new CheckpointError(
+    config.model.path,
+    "holds other weights than those this run started from; they are its reference policy",
+  );
+}
+
+/** The samples of a step's list that are this rank's. */
+function shareOf({ config, samples, ranks }: Session, step: number): PlacedSample[] {
+  const indices = sampleIndices(samples.length, step, config.trainer.questionsPerStep, config.seed);
+  return placesOf(ranks, indices.length).map((place) => ({
+    place,
+    sample: samples[indices[place] as number] as Sample,
+  }));
+}
+
+/** This rank's prompts of one step. */
+export function loadPrompts(session: Session, step: number): Promise<StepPrompts> {
+  return loadShare(session, step, shareOf(session, step));
+}
+
 /**
- * This rank's prompts of one step, and a start on those of the next ones. A sample that cannot be used is counted and left out: the step goes
- * on with fewer questions.
+ * This rank's prompts of what a step asks, and a start on those of the steps after it. A sample that cannot be used is counted and left out: the
+ * step goes on with fewer questions.
  */
-export async function loadPrompts(session: Session, step: number): Promise<StepPrompts> {
-  const { config, loader, samples, ranks, bad } = session;
-  const { questionsPerStep } = config.trainer;
-  const samplesOf = (at: number) => {
-    const indices = sampleIndices(samples.length, at, questionsPerStep, config.seed);
-    return placesOf(ranks, indices.length).map((place) => ({
-      place,
-      sample: samples[indices[place] as number] as Sample,
-    }));
-  };
+export async function loadShare(session: Session, step: number, share: readonly PlacedSample[]): Promise<StepPrompts> {
+  const { config, loader, ranks, bad } = session;
   const last = Math.min(step + config.data.prefetch, session.steps - 1);
-  const ahead = Array.from({ length: last - step + 1 }, (_, i) => samplesOf(step + i)).flat();
-  loader.prefetch(ahead.map(({ sample }) => sample));
+  const later = Array.from({ length: last - step }, (_, i) => shareOf(session, step + 1 + i)).flat();
+  loader.prefetch([...share, ...later].map(({ sample }) => sample));
   const loaded: StepPrompts = { prompts: [], places: [], total: 0 };
   let skipped = 0;
-  for (const { place, sample } of samplesOf(step)) {
+  for (const { place, sample } of share) {
     const prompt = await loader.load(sample);
     if (prompt === null) skipped++;
     else {
@@ -233,7 +253,8 @@ export async function saveSession(session: Session, step: number, last: boolean)
     versions: { node: process.version, torch },
   };
   const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
-  await session.checkpoints.save(step, files, { last });
+  const more = ranks.isFirst ? (session.moreFiles?.() ?? []) : [];
+  await session.checkpoints.save(step, [...files, ...more], { last });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */

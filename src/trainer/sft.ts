@@ -105,7 +105,7 @@ async function updatePolicy(
   const { config, model, optimizer } = run;
   const { freezeVision } = config.model;
   const stats: Tensor[] = []; // per pack: sums of -log p and of the entropy
-  optimizer.zeroGrad();
+  optimizer.zeroGrad(packs.length);
   try {
     for (const groups of packs) {
       scope(() => {
@@ -114,7 +114,8 @@ async function updatePolicy(
         const recompute = run.planner.for(packed);
         using pass = model.pass(packed, { grad: true, recompute, freezeVision, visionCache });
         stats.push(keep(stack([sum(pass.logprobs), sum(pass.entropy)])));
-        pass.backward(full(pass.logprobs.shape, -1 / tokens, { device: model.device })); // d loss / d logprob
+        const gradient = full(pass.logprobs.shape, -1 / tokens, { device: model.device }); // d loss / d logprob
+        optimizer.backward((watch) => pass.backward(gradient, null, watch));
       });
       await nextTurn(); // lets signals, prefetching and logs have their turn
     }

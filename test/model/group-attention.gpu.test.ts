@@ -5,7 +5,7 @@ import { PackedPlan, type Segments } from "../../src/model/attention.ts";
 import { packGroups } from "../../src/model/packed.ts";
 import { Qwen2VL } from "../../src/model/qwen2vl/model.ts";
 import { backward, enableGrad } from "../../src/torch/autograd.ts";
-import { cast, contiguous, detach, randn, split, to } from "../../src/torch/ops.ts";
+import { cast, cat, clone, contiguous, detach, fill_, randn, slice, split, to } from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
@@ -63,6 +63,50 @@ gpuTest.each(Object.entries(layouts))("%s", (_name, { heads: [H, K, D], ...segme
     });
   }
 });
+
+const packs: Record<string, Segments & { heads: [number, number] }> = {
+  "tiles of several completions, empty and single ones": {
+    promptLengths: [931, 17, 130, 1, 64, 65],
+    completionLengths: [[128, 1, 77], [5], [33, 64, 0, 63], [2], [0], [127, 256, 300]],
+    heads: [28, 4],
+  },
+  "two hundred completions of one token": {
+    promptLengths: [300, 255, 256, 257],
+    completionLengths: [[40, 40, 40], Array(200).fill(1), [129, 0, 0, 3], []],
+    heads: [8, 1],
+  },
+  "more chunks than are kept in shared memory": {
+    promptLengths: [5000, 3, 4097],
+    completionLengths: [[30, 30], [5], [200]],
+    heads: [12, 2],
+  },
+  "more groups than a warp has lanes, as many key/value heads": {
+    promptLengths: Array.from({ length: 40 }, (_, i) => 70 + i),
+    completionLengths: Array.from({ length: 40 }, (_, i) => [i, 3 * i]),
+    heads: [3, 3],
+  },
+  "prompts only": {
+    promptLengths: [931, 1, 63, 64, 65, 129],
+    completionLengths: [[], [], [], [], [], []],
+    heads: [28, 4],
+  },
+};
+
+gpuTest.each(Object.entries(packs))(
+  "%s: the kernel has flash attention's bits",
+  (_name, { heads: [H, K], ...segments }) => {
+    const rows = [...segments.promptLengths, ...segments.completionLengths.flat()].reduce((a, b) => a + b, 0);
+    scope(() => {
+      using generator = new Generator(9, "cuda");
+      using plan = new PackedPlan(segments, "fused");
+      const draw = (heads: number) => cast(randn([rows, heads, 128], { device: "cuda", generator }), "bfloat16");
+      const [q, k, v] = [draw(H), draw(K), draw(K)];
+      // heads with room between them are flash attention's: the kernel does not take them
+      const apart = slice(cat([q, fill_(clone(q), Number.NaN)], 2), 2, 0, 128);
+      expect(plan.attend(0, q, k, v).toNumbers()).toEqual(plan.attend(0, apart, k, v).toNumbers());
+    });
+  },
+);
 
 gpuTest("the strided views that the model's layers pass give the same as contiguous tensors", () => {
   scope(() => {

@@ -1,6 +1,7 @@
 /** Chunked log-probabilities against autograd over the whole logits. */
 
 import { expect, test } from "vitest";
+import { entropyGradient } from "../../src/model/entropy-gradient.ts";
 import { ChunkedLogprobs } from "../../src/model/lm-head.ts";
 import { backward, enableGrad } from "../../src/torch/autograd.ts";
 import {
@@ -10,6 +11,7 @@ import {
   gather,
   linear,
   logSoftmax,
+  logsumexp,
   mul,
   neg,
   randn,
@@ -54,6 +56,58 @@ test.each([1, 4, 7, 100])("chunks of %s rows", (chunkRows) => {
     );
     expect(relativeError((head.grad as Tensor).toNumbers(), dHead)).toBeLessThan(1e-13);
     head.setGrad(null);
+  });
+});
+
+test.each([1, 4, 100])("gradients of log-probabilities and entropies together, chunks of %s rows", (chunkRows) => {
+  scope(() => {
+    using generator = new Generator(3);
+    for (const [dtype, tolerance] of [
+      ["float64", 1e-13],
+      ["float32", 1e-5],
+      ["bfloat16", 2e-2],
+    ] as const) {
+      const exact = (shape: number[]) => cast(cast(randn(shape, { generator }), dtype), "float64");
+      const [hidden, head] = [exact([13, 6]), exact([9, 6]).setRequiresGrad(true)];
+      const [dLogprobs, dEntropy] = [exact([13]), exact([13])];
+      const targets = () => fromArray([0, 8, 3, 3, 1, 2, 4, 5, 6, 7, 0, 0, 8], [13], { dtype: "int64" });
+
+      const leaf = detach(hidden).setRequiresGrad(true);
+      const [expected, entropy] = enableGrad(() => {
+        const logp = logSoftmax(linear(leaf, head), 1);
+        return [squeeze(gather(logp, 1, unsqueeze(targets(), 1)), 1), neg(sum(mul(exp(logp), logp), 1))] as const;
+      });
+      backward([expected, entropy], [dLogprobs, dEntropy]);
+
+      const own = cast(detach(head), dtype).setRequiresGrad(true);
+      const wide = dtype === "float64" ? dtype : "float32";
+      using ours = new ChunkedLogprobs(cast(hidden, dtype), own, targets(), { backward: true, chunkRows });
+      const found = ours.backward(cast(dLogprobs, wide), cast(dEntropy, wide));
+      expect(found.dtype).toBe(dtype);
+      expect(relativeError(cast(found, "float64").toNumbers(), (leaf.grad as Tensor).toNumbers())).toBeLessThan(
+        tolerance,
+      );
+      const headGrad = cast(own.grad as Tensor, "float64").toNumbers();
+      expect(relativeError(headGrad, (head.grad as Tensor).toNumbers())).toBeLessThan(tolerance);
+      head.setGrad(null);
+      own.setGrad(null);
+    }
+  });
+});
+
+test.each([5, 14, 1000])("the entropy's gradient in slices of %s logits of [5, 7]", (sliceLogits) => {
+  scope(() => {
+    using generator = new Generator(4);
+    const logits = randn([5, 7], { dtype: "float64", generator }).setRequiresGrad(true);
+    const dEntropy = randn([5, 1], { dtype: "float64", generator });
+    const entropy = enableGrad(() => {
+      const logp = logSoftmax(logits, 1);
+      return unsqueeze(neg(sum(mul(exp(logp), logp), 1)), 1);
+    });
+    backward([entropy], [dEntropy]);
+    const flat = detach(logits);
+    const found = entropyGradient(flat, unsqueeze(logsumexp(flat, 1), 1), detach(entropy), dEntropy, sliceLogits);
+    expect(relativeError(found.toNumbers(), (logits.grad as Tensor).toNumbers())).toBeLessThan(1e-13);
   });
 });
 

@@ -14,7 +14,7 @@ import { scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray } from "../../src/torch/tensor.ts";
 import { readTrainingData } from "../../src/trainer/assemble.ts";
 import { packBatch, splitByTokens, type TrainPack, unmaskSecondEos } from "../../src/trainer/batch.ts";
-import { grpoLoss } from "../../src/trainer/loss.ts";
+import { policyLoss } from "../../src/trainer/loss.ts";
 import type { Prompt, RolloutGroup } from "../../src/types.ts";
 import { fakeCompletion, fakeGroup } from "./fakes.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
@@ -127,7 +127,7 @@ function lossAndGradients(dtype: DType, knobs: Partial<Config["trainer"]>): { lo
       const perToken = (values: Float32Array) => fromArray(values, [values.length], { dtype: type });
       using frozen = reference.pass(pack.packed, { grad: false });
       using pass = model.pass(pack.packed, { grad: true });
-      const { gradient, stats } = grpoLoss(
+      const { gradient, stats } = policyLoss(
         {
           logprobs: pass.logprobs,
           entropy: pass.entropy,
@@ -136,6 +136,7 @@ function lossAndGradients(dtype: DType, knobs: Partial<Config["trainer"]>): { lo
           samplerLogprobs: perToken(pack.samplerLogprobs),
           advantages: perToken(pack.advantages),
           weights: perToken(pack.weights),
+          lengths: pack.lengths,
         },
         settings,
       );
@@ -211,11 +212,11 @@ test("with the second end token unmasked, loss, KL and gradient are those of the
       tokensPerPack: 100_000,
     });
     const ours = scope(() => {
-      const { packed, weights, advantages, samplerLogprobs } = packs[0] as TrainPack;
+      const { packed, weights, advantages, samplerLogprobs, lengths } = packs[0] as TrainPack;
       const perToken = (values: Float32Array) => fromArray(values, [values.length], { dtype: "float64" });
       using frozen = reference.pass(packed, { grad: false });
       using pass = model.pass(packed, { grad: true });
-      const result = grpoLoss(
+      const result = policyLoss(
         {
           logprobs: pass.logprobs,
           entropy: pass.entropy,
@@ -224,13 +225,14 @@ test("with the second end token unmasked, loss, KL and gradient are those of the
           samplerLogprobs: perToken(samplerLogprobs),
           advantages: perToken(advantages),
           weights: perToken(weights),
+          lengths,
         },
         trainer,
       );
       return { stats: result.stats.toNumbers(), gradient: result.gradient.toNumbers() };
     });
     expect(packs).toHaveLength(1);
-    const [policyLoss, klLoss, , , , gap, gapMax] = ours.stats as [
+    const [surrogate, klLoss, , , , gap, gapMax] = ours.stats as [
       number,
       number,
       number,
@@ -239,7 +241,7 @@ test("with the second end token unmasked, loss, KL and gradient are those of the
       number,
       number,
     ];
-    expect(policyLoss + klCoef * klLoss).toBeCloseTo(loss, 6); // weights and advantages are float32
+    expect(surrogate + klCoef * klLoss).toBeCloseTo(loss, 6); // weights and advantages are float32
     expect(klLoss).toBeCloseTo(kl, 6);
     expect(ours.gradient).toHaveLength(gradient.length);
     for (const [i, value] of gradient.entries()) expect(ours.gradient[i]).toBeCloseTo(value, 7);

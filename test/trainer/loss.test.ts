@@ -4,7 +4,8 @@ import { enableGrad, grad } from "../../src/torch/autograd.ts";
 import { sum } from "../../src/torch/ops.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
-import { grpoLoss, k3, LOSS_STATS, lossMetrics, readTogether } from "../../src/trainer/loss.ts";
+import { klOfTokens } from "../../src/trainer/kl.ts";
+import { LOSS_STATS, lossMetrics, policyLoss, readTogether } from "../../src/trainer/loss.ts";
 
 const trainer = configSchema.parse({ model: { path: "unused" } }).trainer;
 
@@ -16,6 +17,7 @@ interface Case {
   weights: number[];
   entropy?: number[];
   sampler?: number[];
+  lengths?: number[];
 }
 
 /** The loss of a case in float64, by names of LOSS_STATS, and its gradient. */
@@ -23,7 +25,7 @@ function lossOf(given: Case, config: Partial<typeof trainer> = {}): Record<strin
   return scope(() => {
     const vector = (values: number[]): Tensor => fromArray(values, [values.length], { dtype: "float64" });
     const settings = { ...trainer, ...config };
-    const { gradient, stats } = grpoLoss(
+    const { gradient, stats } = policyLoss(
       {
         logprobs: vector(given.logprobs),
         entropy: vector(given.entropy ?? given.logprobs.map(() => 0)),
@@ -32,6 +34,7 @@ function lossOf(given: Case, config: Partial<typeof trainer> = {}): Record<strin
         samplerLogprobs: vector(given.sampler ?? given.logprobs),
         advantages: vector(given.advantages),
         weights: vector(given.weights),
+        lengths: given.lengths ?? [given.logprobs.length],
       },
       settings,
     );
@@ -56,7 +59,7 @@ test.each([
   scope(() => {
     const policy = fromArray([-2], [1], { dtype: "float64" }).setRequiresGrad(true);
     const reference = fromArray([-2 + d], [1], { dtype: "float64" });
-    const kl = enableGrad(() => k3(reference, policy, 11));
+    const kl = enableGrad(() => klOfTokens(reference, policy, { klEstimator: "k3", klClamp: 11 }));
     const [gradient] = grad([kl], [policy], [null]);
     expect(kl.item()).toBeCloseTo(value, value > 100 ? 4 : 8);
     expect((gradient as Tensor).item()).toBeCloseTo(slope, 8);
@@ -156,8 +159,8 @@ test("stats of packs add up to those of the batch", () => {
     const loss = lossOf(given);
     return LOSS_STATS.map((name) => loss[name] as number);
   };
-  const whole = lossMetrics([row(both)], 0.1);
-  const parts = lossMetrics([row(one), row(two)], 0.1);
+  const whole = lossMetrics([row(both)], { klCoef: 0.1, entropyCoef: 0 });
+  const parts = lossMetrics([row(one), row(two)], { klCoef: 0.1, entropyCoef: 0 });
   for (const [name, value] of Object.entries(whole)) expect(parts[name], name).toBeCloseTo(value, 12);
   expect(whole["loss/entropy"]).toBeCloseTo(0.3 + 0.4 + 1.5, 12);
   expect(whole["rollout/logprob_gap_mean"]).toBeCloseTo(0.3 * 0.1 + 0.5 * 0.4, 12);

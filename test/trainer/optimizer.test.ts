@@ -7,7 +7,7 @@ import { normal } from "../../src/random.ts";
 import { cast, clone, copy_, full, slice, sub } from "../../src/torch/ops.ts";
 import { liveTensors, scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray } from "../../src/torch/tensor.ts";
-import { bytesPerParameter, flatLayout, stagingBytes } from "../../src/trainer/flat-layout.ts";
+import { bucketLayout, bytesPerParameter, flatLayout, stagingBytes } from "../../src/trainer/flat-layout.ts";
 import { createMoments, type MomentKind, StagedMoments } from "../../src/trainer/moments.ts";
 import { AdamW } from "../../src/trainer/optimizer.ts";
 
@@ -141,10 +141,16 @@ test.each(
   ]),
 )("each rank updates its part, inside parameters too, to the bits of one that updates all: %s weights, %s moments", (dtype, moments) => {
   const big = (): Parameter[] =>
-    [[3, 700], [40], [5, 5, 31]].map((shape, k) => {
+    Object.entries({
+      "model.embed_tokens.0": [3, 700],
+      "model.layers.0.1": [40],
+      "model.layers.0.2": [5, 5, 31],
+      "model.layers.10.3": [1500],
+      "model.norm.4": [7], // one rank has it, the others nothing but padding
+    }).map(([name, shape], k) => {
       const count = shape.reduce((a, b) => a * b, 1);
       const values = Array.from({ length: count }, (_, i) => normal("weights", k, i));
-      return { name: `p${k}`, tensor: fromArray(values, shape, { dtype }), parts: [] };
+      return { name, tensor: fromArray(values, shape, { dtype }), parts: [] };
     });
   const config = { ...defaults, moments, weightDecay: 0.1 };
   const run = (optimizer: AdamW, all: readonly Parameter[]) => {
@@ -167,7 +173,7 @@ test.each(
     run(part, copies);
     const numbers = numbersOf(copies);
     for (const { name, tensor, begin, end, isWhole } of part.state()) {
-      const k = Number(name[1]);
+      const k = Number(name.split(".").at(-2));
       const saved = all
         .state()
         .find((entry) => entry.name === name)
@@ -291,9 +297,42 @@ test("another seed rounds otherwise, by less than the step", () => {
   });
 });
 
+test("what travels together: a part of the model each, cut evenly; one rank needs no cut", () => {
+  const numels = {
+    "visual.patch_embed.proj.weight": 300,
+    "visual.blocks.0.norm1.weight": 10,
+    "visual.blocks.1.norm1.weight": 10,
+    "visual.merger.ln_q.weight": 10,
+    "model.embed_tokens.weight": 5000,
+    "model.layers.1.a": 600,
+    "model.layers.1.b": 1,
+    "model.layers.11.a": 600,
+    "model.norm.weight": 10,
+    "lm_head.weight": 5000,
+  };
+  const parameters = Object.entries(numels).map(([name, numel]) => ({ name, numel }));
+  const { starts, size, buckets } = bucketLayout(parameters, 3);
+  expect(Object.fromEntries(buckets.map(({ part, size }) => [part, size]))).toEqual({
+    "visual.patch_embed": 768,
+    "visual.blocks.0": 768,
+    "visual.blocks.1": 768,
+    "visual.merger": 768,
+    "model.embed_tokens": 5376, // 7 x 768
+    "model.layers.1": 1536,
+    "model.layers.11": 768,
+    head: 5376,
+  });
+  expect(buckets.map(({ begin }) => begin)).toEqual([0, 768, 1536, 2304, 3072, 8448, 9984, 10752]);
+  expect(size).toBe(10752 + 5376);
+  expect(starts).toEqual([0, 768, 1536, 2304, 3072, 8448, 8448 + 768, 9984, 10752, 10752 + 256]);
+  const alone = bucketLayout(parameters, 1);
+  expect(alone.buckets).toHaveLength(1);
+  expect(alone).toMatchObject(flatLayout(Object.values(numels)));
+});
+
 test.each(KINDS)("%s moments that pass through stages of any size are those that stay", (kind) => {
   const { size } = flatLayout([300, 1000, 5]);
-  for (const stageElements of [256, 512, 1024, 2 ** 20]) {
+  for (const [stageElements, ...cuts] of [[256], [512], [1024], [2 ** 20], [512, 256, 1024], [2 ** 20, 768]] as const) {
     using staged = new StagedMoments(kind, size, "cpu", stageElements);
     using resident = createMoments(kind, size, "cpu", "cpu"); // on the CPU there is nothing to do
     expect(resident).not.toBeInstanceOf(StagedMoments);
@@ -303,6 +342,7 @@ test.each(KINDS)("%s moments that pass through stages of any size are those that
         moments.update((range, begin) => {
           expect(begin).toBe(covered);
           covered += range.m.numel;
+          for (const cut of cuts) expect(begin >= cut || covered <= cut).toBe(true);
           scope(() => {
             for (const [tensor, unit] of [
               [range.m, 1],
@@ -316,7 +356,7 @@ test.each(KINDS)("%s moments that pass through stages of any size are those that
               copy_(tensor, cast(sub(fromArray(places, [tensor.numel]), cast(tensor, "float32")), tensor.dtype));
             }
           });
-        });
+        }, cuts);
         expect(covered).toBe(size);
       }
       moments.settle();

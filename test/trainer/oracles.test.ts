@@ -9,10 +9,14 @@ import { type Config, configSchema } from "../../src/config/schema.ts";
 import { meanStd } from "../../src/reward/statistics.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray } from "../../src/torch/tensor.ts";
-import { groupAdvantages } from "../../src/trainer/advantage.ts";
+import { batchAdvantages } from "../../src/trainer/advantage.ts";
 import { packBatch } from "../../src/trainer/batch.ts";
-import { grpoLoss, k3, LOSS_STATS } from "../../src/trainer/loss.ts";
+import { klOfTokens } from "../../src/trainer/kl.ts";
+import { LOSS_STATS, policyLoss } from "../../src/trainer/loss.ts";
 import { fakeGroup } from "./fakes.ts";
+
+const groupAdvantages = (rewards: readonly number[], advantageEps: number): number[] =>
+  batchAdvantages([rewards], { advantage: "grpo", advantageScale: "group", advantageEps })[0] as number[];
 
 const trainer = configSchema.parse({ model: { path: "unused" } }).trainer;
 
@@ -46,7 +50,8 @@ interface Found {
 /** Our loss of a case, its packs added up. `exactWeights`: weights in double precision instead of those of packBatch. */
 function ours(given: Case, dtype: DType, options: { tokensPerPack?: number; exactWeights?: boolean } = {}): Found {
   const { tokensPerPack = 1e6, exactWeights = false } = options;
-  const config = { ...trainer, ...given, tokensPerPack };
+  const { lossAggregation, epsLow, epsHigh, klCoef, klClamp, advantageEps } = given;
+  const config = { ...trainer, lossAggregation, epsLow, epsHigh, klCoef, klClamp, advantageEps, tokensPerPack };
   let completion = 0;
   const groups = given.rewards.map((rewards, g) => {
     const lengths = rewards.map(() => (given.logprobs[completion++] as number[]).length);
@@ -69,7 +74,7 @@ function ours(given: Case, dtype: DType, options: { tokensPerPack?: number; exac
     scope(() => {
       const vector = (values: ArrayLike<number>) => fromArray(Array.from(values), [to - from], { dtype });
       const part = (values: number[] | undefined) => vector((values as number[]).slice(from, to));
-      const loss = grpoLoss(
+      const loss = policyLoss(
         {
           logprobs: part(logprobs),
           entropy: part(logprobs),
@@ -78,6 +83,7 @@ function ours(given: Case, dtype: DType, options: { tokensPerPack?: number; exac
           samplerLogprobs: part(logprobs),
           advantages: exactWeights ? part(exactAdvantages) : vector(pack.advantages),
           weights: exactWeights ? part(exact) : vector(pack.weights),
+          lengths: pack.lengths,
         },
         config,
       );
@@ -146,7 +152,7 @@ function aggregate(
   const flat = losses.flat();
   let at = 0;
   let total = 0;
-  for (const { weights } of packBatch(groups, { ...trainer, lossAggregation, tokensPerPack })) {
+  for (const { weights, lengths } of packBatch(groups, { ...trainer, lossAggregation, tokensPerPack })) {
     scope(() => {
       const n = weights.length;
       const values = fromArray(
@@ -155,7 +161,7 @@ function aggregate(
         { dtype: "float64" },
       );
       const logprobs = fromArray(new Array(n).fill(-1), [n], { dtype: "float64" });
-      const { stats } = grpoLoss(
+      const { stats } = policyLoss(
         {
           logprobs,
           entropy: logprobs,
@@ -164,6 +170,7 @@ function aggregate(
           samplerLogprobs: logprobs,
           advantages: values,
           weights: fromArray(Array.from(weights), [n], { dtype: "float64" }),
+          lengths,
         },
         trainer,
       );
@@ -218,7 +225,7 @@ test("slime tests/test_policy_loss.py without its dual clip: ratios 2, 2, 0.5 wi
       [0.5, 2],
     ].entries()) {
       const one = (value: number | undefined) => fromArray([value as number], [1], { dtype: "float64" });
-      const { stats } = grpoLoss(
+      const { stats } = policyLoss(
         {
           logprobs: one(Math.log(ratio as number)),
           entropy: one(0),
@@ -227,6 +234,7 @@ test("slime tests/test_policy_loss.py without its dual clip: ratios 2, 2, 0.5 wi
           samplerLogprobs: one(0),
           advantages: one(advantage),
           weights: one(1),
+          lengths: [1],
         },
         { ...trainer, epsLow: 0.2, epsHigh: 0.2 },
       );
@@ -296,7 +304,10 @@ test.each([
   [-12, 10.00001670170079],
 ])("k3 at %f in float32 keeps its digits", (d, value) => {
   scope(() => {
-    const [found] = k3(fromArray([d], [1]), fromArray([0], [1]), 11).toNumbers();
+    const [found] = klOfTokens(fromArray([d], [1]), fromArray([0], [1]), {
+      klEstimator: "k3",
+      klClamp: 11,
+    }).toNumbers();
     expect(Math.abs((found as number) - value)).toBeLessThanOrEqual(
       Math.abs(value) * 2e-4 * (Math.abs(d) < 0.01 ? 1 : 0.01),
     );

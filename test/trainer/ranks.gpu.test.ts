@@ -4,6 +4,7 @@ import { rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { Config } from "../../src/config/schema.ts";
 import { deviceCount } from "../../src/torch/cuda.ts";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { spawnRanks } from "../distributed/spawn-ranks.ts";
@@ -18,21 +19,57 @@ beforeAll(async () => {
 });
 afterAll(() => rmSync(world.folder, { recursive: true }));
 
-test.skipIf(deviceCount() < 2)("SFT over 10 steps, and resumed by the other number", async () => {
+const BOTH = { shardGradients: true, shardReference: true };
+
+async function run(ranks: number, stage: RankRun["stage"], config: Config, resume = false): Promise<void> {
+  const file = path.join(world.folder, "run.json");
+  writeFileSync(file, JSON.stringify({ stage, config, resume } satisfies RankRun));
+  for (const { status, stderr } of await spawnRanks(ranks, SCRIPT, [file])) expect(status, stderr).toBe(0);
+}
+
+const onGpus = (name: string, more: { [section: string]: object }): Config => {
+  return { ...tinyConfig(world, name, more), device: "cuda", dtype: "bfloat16" };
+};
+const column = ({ runDir }: Config, name: string) =>
+  readMetrics(path.join(runDir, "metrics.jsonl")).map((line) => line[name] as number);
+
+test.skipIf(deviceCount() < 2)("SFT over 10 steps, and resumed by the other number, also sharded", async () => {
   const trainer = { questionsPerStep: 8, steps: 10, saveEvery: 5 };
   const losses: number[][] = [];
-  for (const ranks of [1, 2]) {
-    const tiny = tinyConfig(world, `gpus-${ranks}`, { trainer, optimizer: { learningRate: 1e-4 } });
-    const config = { ...tiny, device: "cuda", dtype: "bfloat16" as const };
-    const file = path.join(world.folder, `gpus-${ranks}.json`);
-    writeFileSync(file, JSON.stringify({ stage: "sft", config, resume: false } satisfies RankRun));
-    for (const { status, stderr } of await spawnRanks(ranks, SCRIPT, [file])) expect(status, stderr).toBe(0);
-    const longer = { ...config, trainer: { ...config.trainer, steps: 12 } };
-    writeFileSync(file, JSON.stringify({ stage: "sft", config: longer, resume: true } satisfies RankRun));
-    for (const { status, stderr } of await spawnRanks(3 - ranks, SCRIPT, [file])) expect(status, stderr).toBe(0);
-    losses.push(readMetrics(path.join(config.runDir, "metrics.jsonl")).map((line) => line["loss/sft"] as number));
+  for (const [name, ranks, distributed] of [
+    ["one", 1, {}],
+    ["two", 2, {}],
+    ["sharded", 2, BOTH],
+  ] as const) {
+    const config = onGpus(name, { trainer, optimizer: { learningRate: 1e-4 }, distributed });
+    await run(ranks, "sft", config);
+    await run(3 - ranks, "sft", { ...config, trainer: { ...config.trainer, steps: 12 } }, true);
+    losses.push(column(config, "loss/sft"));
   }
-  const [one, two] = losses as [number[], number[]];
-  expect(two).toHaveLength(12);
-  for (const [i, loss] of one.entries()) expect((two[i] as number) / loss).toBeCloseTo(1, 2);
+  const [one, ...others] = losses as [number[], ...number[][]];
+  for (const two of others) {
+    expect(two).toHaveLength(12);
+    for (const [i, loss] of one.entries()) expect((two[i] as number) / loss).toBeCloseTo(1, 2);
+  }
 });
+
+test.skipIf(deviceCount() < 2)(
+  "GRPO on two GPUs: the same first step, whatever is sharded, and steps after it",
+  async () => {
+    const trainer = { questionsPerStep: 6, steps: 4, saveEvery: 0 };
+    const rollout = { groupSize: 4, maxNewTokens: 24 };
+    const [whole, sharded] = [
+      ["whole", {}],
+      ["cut", BOTH],
+    ].map(([name, distributed]) =>
+      onGpus(`grpo-${name}`, { trainer, rollout, distributed: distributed as object }),
+    ) as [Config, Config];
+    for (const config of [whole, sharded]) await run(2, "grpo", config);
+    // The same ranks draw the same completions; until the first update all that differs is how gradients are rounded.
+    for (const name of ["loss/total", "loss/kl", "loss/entropy"])
+      expect(column(sharded, name)[0], name).toBe(column(whole, name)[0]);
+    expect((column(sharded, "grad/norm")[0] as number) / (column(whole, "grad/norm")[0] as number)).toBeCloseTo(1, 1);
+    expect(column(sharded, "loss/total")).toHaveLength(4);
+    for (const kl of column(sharded, "loss/kl")) expect(kl).toBeLessThan(0.1);
+  },
+);

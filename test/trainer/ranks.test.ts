@@ -44,7 +44,7 @@ function outcome({ runDir }: Config) {
 
 /** Numbers equal to 1e-6 of the larger, or of `scale` where they are smaller than that. */
 function expectClose(a: number, b: number, scale: number, what: string): void {
-  const off = Math.abs(a - b) / Math.max(Math.abs(a), Math.abs(b), scale);
+  const off = Math.abs(a - b) / Math.max(Math.abs(a), Math.abs(b), scale, Number.MIN_VALUE);
   expect(off, `${what}: ${a}, ${b}`).toBeLessThan(1e-6);
 }
 
@@ -81,14 +81,43 @@ const settings = {
 };
 const withTrainer = (more: object) => ({ ...settings, trainer: { ...settings.trainer, ...more } });
 
+type Sharding = Partial<Config["distributed"]>;
+const sharded = (distributed: Sharding, more: object = settings) => ({ ...more, distributed });
+const GRADIENTS = { shardGradients: true };
+const REFERENCE = { shardReference: true };
+const BOTH = { ...GRADIENTS, ...REFERENCE };
+const RUNS: Record<RankRun["stage"], { ranks: number; sharding: Sharding }[]> = {
+  grpo: [
+    { ranks: 2, sharding: REFERENCE },
+    { ranks: 4, sharding: BOTH },
+    { ranks: 8, sharding: {} },
+  ],
+  sft: [
+    { ranks: 2, sharding: {} },
+    { ranks: 4, sharding: GRADIENTS },
+  ],
+};
+const RESUMED: Record<RankRun["stage"], { from: number; to: number; sharding: Sharding }[]> = {
+  grpo: [
+    { from: 4, to: 2, sharding: GRADIENTS },
+    { from: 4, to: 2, sharding: REFERENCE },
+  ],
+  sft: [
+    { from: 4, to: 2, sharding: {} },
+    { from: 1, to: 4, sharding: GRADIENTS },
+    { from: 2, to: 1, sharding: GRADIENTS },
+  ],
+};
+const named = (stage: string, ranks: number) => `${stage}-${ranks}`;
+
 test.each([
   "grpo",
   "sft",
-] as const)("%s: 1, 2, 4 (grpo: 8) ranks make the same losses, gradient norms and weights, also resumed by another number", async (stage) => {
-  const one = tinyConfig(world, `${stage}-1`, settings);
+] as const)("%s: 1, 2, 4 (grpo: 8) ranks make the same losses, gradient norms and weights, also resumed by another number, whatever is sharded", async (stage) => {
+  const one = tinyConfig(world, named(stage, 1), settings);
   await run(1, one, stage);
-  for (const ranks of stage === "grpo" ? [2, 4, 8] : [2, 4]) {
-    const many = tinyConfig(world, `${stage}-${ranks}`, settings);
+  for (const { ranks, sharding } of RUNS[stage]) {
+    const many = tinyConfig(world, named(stage, ranks), sharded(sharding));
     await run(ranks, many, stage);
     expectSameRun(many, one);
     // One rank writes, and what the others log lies beside it.
@@ -108,32 +137,56 @@ test.each([
       );
   }
 
-  for (const [from, to] of [
-    [4, 2],
-    ...(stage === "sft"
-      ? [
-          [1, 4],
-          [2, 1],
-        ]
-      : []),
-  ] as [number, number][]) {
-    const saved = tinyConfig(world, `${stage}-${from}`, settings);
-    const resumed = tinyConfig(world, `${stage}-${from}-${to}`, settings);
-    cpSync(saved.runDir, resumed.runDir, { recursive: true });
+  for (const [i, { from, to, sharding }] of RESUMED[stage].entries()) {
+    const resumed = tinyConfig(world, `${named(stage, from)}-resumed-${i}`, sharded(sharding));
+    cpSync(path.join(world.folder, named(stage, from)), resumed.runDir, { recursive: true });
     for (const later of ["checkpoint-10", "final"]) rmSync(path.join(resumed.runDir, later), { recursive: true });
     await run(to, resumed, stage, true);
     expectSameRun(resumed, one);
   }
 });
 
-test("more ranks than questions, and a step with several updates", async () => {
-  const more = withTrainer({ questionsPerStep: 3, iterations: 2, evalEvery: 0, lossAggregation: "token" });
+test("more ranks than questions, a step with several updates, a frozen tower", async () => {
+  const trainer = { questionsPerStep: 3, iterations: 2, evalEvery: 0, lossAggregation: "token" };
+  const more = { ...withTrainer(trainer), model: { freezeVision: true } };
   const one = tinyConfig(world, "few-1", more);
   await run(1, one, "grpo");
-  const four = tinyConfig(world, "few-4", more);
+  const four = tinyConfig(world, "few-4", sharded(BOTH, more));
   await run(4, four, "grpo");
   expectSameRun(four, one);
   expect(existsSync(path.join(four.runDir, "final/model.safetensors"))).toBe(true);
+});
+
+test("other questions in place of groups that teach nothing, statistics of the batch, penalties and a moving reference", async () => {
+  const algorithm = {
+    ...{ loss: "dapo", iterations: 2, advantage: "reinforce++-baseline", filterUniform: true, resampleRounds: 2 },
+    ...{
+      klIn: "reward",
+      klEstimator: "k1",
+      overlongTokens: 3,
+      entropyCoef: 0.01,
+      referenceEvery: 3,
+      referenceDecay: 0.5,
+    },
+  };
+  const more = {
+    ...withTrainer({ questionsPerStep: 5, evalEvery: 0, ...algorithm }),
+    rewards: [{ name: "many", path: fileURLToPath(new URL("rewards/many-e.mjs", import.meta.url)) }],
+  };
+  const one = tinyConfig(world, "algorithm-1", more);
+  await run(1, one, "grpo");
+  const rounds = outcome(one).lines.map((line) => line["data/resample_rounds"] as number);
+  expect(Math.max(...rounds)).toBeGreaterThan(0);
+  for (const ranks of [2, 3]) {
+    const many = tinyConfig(world, `algorithm-${ranks}`, more);
+    await run(ranks, many, "grpo");
+    expectSameRun(many, one);
+  }
+  const resumed = tinyConfig(world, "algorithm-3-2", more);
+  cpSync(path.join(world.folder, "algorithm-3"), resumed.runDir, { recursive: true });
+  for (const later of ["checkpoint-10", "final"]) rmSync(path.join(resumed.runDir, later), { recursive: true });
+  await run(2, resumed, "grpo", true);
+  expectSameRun(resumed, one);
 });
 
 test("questions that cannot be used are left out as one rank leaves them out, also where a rank is left with none", async () => {
@@ -148,7 +201,7 @@ test("questions that cannot be used are left out as one rank leaves them out, al
   };
   const one = tinyConfig(world, "lost-1", more);
   await run(1, one, "grpo");
-  const two = tinyConfig(world, "lost-2", more);
+  const two = tinyConfig(world, "lost-2", sharded(BOTH, more));
   await run(2, two, "grpo");
   expectSameRun(two, one);
   const asked = outcome(one).lines.map((line) => line["data/questions"]);

@@ -32,6 +32,8 @@ test("ranks must agree in all that leads to a collective, and in nothing that is
     { trainer: { evalLimit: 5 } },
     { trainer: { saveFinal: false } },
     { eval: { batchSize: 3 } },
+    { distributed: { shardGradients: true } },
+    { distributed: { shardReference: true } },
   ])
     expect(knobs(more)).not.toEqual(knobs({}));
 });

@@ -15,12 +15,14 @@ import {
   copyParameters,
   type FolderContent,
   folderContent,
+  loadGroups,
   loadParameters,
+  randomGroups,
   randomParameters,
   saveFolder,
 } from "../weights.ts";
 import { configJson, generationJson, headDim, type Qwen2VLConfig, readConfig } from "./config.ts";
-import { groupWeights, parameterSpecs, type TextWeights, type VisionWeights } from "./parameters.ts";
+import { byPart, groupWeights, parameterSpecs, type TextWeights, type VisionWeights } from "./parameters.ts";
 import { embedTokens, linear, rmsNorm, textLayers } from "./text.ts";
 import { visionBatch, visionTower } from "./vision.ts";
 
@@ -59,13 +61,32 @@ export class Qwen2VL implements Disposable {
    */
   static load(folder: string, options: ModelOptions): Qwen2VL {
     const config = readConfig(folder);
-    const ignored = config.tieWordEmbeddings ? ["lm_head.weight"] : []; // some writers store the tied head again
-    return new Qwen2VL(config, loadParameters(folder, parameterSpecs(config), { ...options, ignored }), options);
+    return new Qwen2VL(
+      config,
+      loadParameters(folder, parameterSpecs(config), { ...options, ...ignored(config) }),
+      options,
+    );
+  }
+
+  /** What load() reads, one part of the model (PARTS) after the other: the device holds as much as the caller, who owns them, keeps. */
+  static loadParts(folder: string, options: ModelOptions): Generator<Parameter[]> {
+    const config = readConfig(folder);
+    return loadGroups(folder, byPart(parameterSpecs(config)), { ...options, ...ignored(config) });
   }
 
   /** Fresh random weights, a function of the seed on one kind of device. */
   static random(config: Qwen2VLConfig, options: ModelOptions & { seed: number }): Qwen2VL {
     return new Qwen2VL(config, randomParameters(parameterSpecs(config), options), options);
+  }
+
+  /** What random() draws, one part after the other, as loadParts() has them. */
+  static randomParts(config: Qwen2VLConfig, options: ModelOptions & { seed: number }): Generator<Parameter[]> {
+    return randomGroups(byPart(parameterSpecs(config)), options);
+  }
+
+  /** Over parameters that somebody else has made, in the order of parameterSpecs. They become the model's. */
+  static over(config: Qwen2VLConfig, parameters: readonly Parameter[], options: ModelOptions): Qwen2VL {
+    return new Qwen2VL(config, parameters, options);
   }
 
   /** A frozen copy: the same values in new memory, no gradients. */
@@ -155,4 +176,9 @@ export class Qwen2VL implements Disposable {
     this.#textRope[Symbol.dispose]();
     this.#visionRope[Symbol.dispose]();
   }
+}
+
+/** Some writers store a tied head again. */
+function ignored({ tieWordEmbeddings }: Qwen2VLConfig): { ignored: string[] } {
+  return { ignored: tieWordEmbeddings ? ["lm_head.weight"] : [] };
 }

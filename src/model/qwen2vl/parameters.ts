@@ -121,6 +121,41 @@ export function parameterSpecs(config: Qwen2VLConfig): ParameterSpec[] {
   return specs;
 }
 
+/** Parts of the model: what a pass uses together, and walks back together. */
+export const PARTS = {
+  patchEmbed: "visual.patch_embed",
+  block: (i: number) => `visual.blocks.${i}`,
+  merger: "visual.merger",
+  embedding: "model.embed_tokens",
+  layer: (i: number) => `model.layers.${i}`,
+  head: "head", // the final norm and, unless that is the embedding, the head
+};
+
+const NAMED_AFTER_THEIR_PART =
+  /^((?:model\.layers|visual\.blocks)\.\d+|visual\.patch_embed|visual\.merger|model\.embed_tokens)\./;
+
+/** The part that a parameter belongs to. */
+export function partOf(parameter: string): string {
+  return NAMED_AFTER_THEIR_PART.exec(parameter)?.[1] ?? PARTS.head;
+}
+
+/** Neighbours of one part each. */
+export function byPart<T extends { name: string }>(parameters: readonly T[]): T[][] {
+  const groups: T[][] = [];
+  for (const [i, parameter] of parameters.entries()) {
+    const before = parameters[i - 1];
+    if (before === undefined || partOf(before.name) !== partOf(parameter.name)) groups.push([]);
+    groups.at(-1)?.push(parameter);
+  }
+  return groups;
+}
+
+/** The part that is in use throughout a pass because another one uses it too: an embedding that is the head. Null without one. */
+export function lastingPart(parameters: readonly string[]): string | null {
+  const isTied = !parameters.includes("lm_head.weight");
+  return isTied && parameters.some((name) => partOf(name) === PARTS.embedding) ? PARTS.embedding : null;
+}
+
 /** The parameters grouped as the forward pass reads them. The tensors are the parameters' own. */
 export function groupWeights(
   config: Qwen2VLConfig,

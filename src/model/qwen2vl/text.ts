@@ -13,7 +13,7 @@ import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
 import { type RopeTable, rotateCut } from "../rope.ts";
 import type { Recompute, Step } from "../tape.ts";
 import { headDim, type Qwen2VLConfig } from "./config.ts";
-import type { TextLayerWeights, TextWeights } from "./parameters.ts";
+import { PARTS, type TextLayerWeights, type TextWeights } from "./parameters.ts";
 
 const swigluDown = op("grove::swiglu_down");
 const rmsNormOp = op("grove::rms_norm");
@@ -101,7 +101,8 @@ export function textLayers(
 ): Tensor {
   let hidden = x;
   weights.layers.forEach((layer, i) => {
-    const next = step(hidden, (input) => textLayer(input as Tensor, layer, config, rope, plan, i, recompute));
+    const run = (input: Tensor | null) => textLayer(input as Tensor, layer, config, rope, plan, i, recompute);
+    const next = step(hidden, run, PARTS.layer(i));
     if (hidden !== x) hidden.free();
     hidden = next;
   });

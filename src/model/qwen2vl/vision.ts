@@ -14,7 +14,7 @@ import type { VisionInput } from "../../types.ts";
 import { type Rope, type RopeTable, rotateCut } from "../rope.ts";
 import type { Recompute, Step } from "../tape.ts";
 import { patchWidth, type Qwen2VLConfig } from "./config.ts";
-import type { Affine, VisionBlockWeights, VisionWeights } from "./parameters.ts";
+import { type Affine, PARTS, type VisionBlockWeights, type VisionWeights } from "./parameters.ts";
 
 const quickGelu = op("grove::quick_gelu");
 const linear = op("grove::linear");
@@ -74,14 +74,15 @@ export function visionTower(
   step: Step,
   recompute: Recompute = "none",
 ): Tensor {
-  let hidden = step(null, () => linear(batch.pixels, weights.patchEmbed, null)); // [N, E]
-  const advance = (run: (input: Tensor) => Tensor) => {
-    const next = step(hidden, (input) => run(input as Tensor));
+  let hidden = step(null, () => linear(batch.pixels, weights.patchEmbed, null), PARTS.patchEmbed); // [N, E]
+  const advance = (part: string, run: (input: Tensor) => Tensor) => {
+    const next = step(hidden, (input) => run(input as Tensor), part);
     hidden.free();
     hidden = next;
   };
-  for (const block of weights.blocks) advance((x) => visionBlock(x, block, config, batch, recompute));
-  advance((x) => mergePatches(x, weights, config));
+  for (const [i, block] of weights.blocks.entries())
+    advance(PARTS.block(i), (x) => visionBlock(x, block, config, batch, recompute));
+  advance(PARTS.merger, (x) => mergePatches(x, weights, config));
   return hidden;
 }
 

@@ -10,6 +10,7 @@ import { CheckpointError } from "../../../src/errors.ts";
 import { packGroups } from "../../../src/model/packed.ts";
 import { readConfig } from "../../../src/model/qwen2vl/config.ts";
 import { Qwen2VL } from "../../../src/model/qwen2vl/model.ts";
+import { partOf } from "../../../src/model/qwen2vl/parameters.ts";
 import { SafetensorsFile, writeSafetensors } from "../../../src/model/safetensors.ts";
 import { liveTensors, scope } from "../../../src/torch/scope.ts";
 import { fromArray, MappedFile, type Tensor } from "../../../src/torch/tensor.ts";
@@ -126,6 +127,27 @@ test("rotary frequencies of old writers are passed over; a tensor under both nam
   expect(values(loaded)).toEqual(values(original));
   const twice = editedFixture("twice", same, ["model.language_model.norm.weight", "model.inv_freq"]);
   expect(() => Qwen2VL.load(twice, CPU)).toThrow("2 unexpected: model.inv_freq, model.language_model.norm.weight");
+});
+
+test("part by part come the weights of the whole, read or drawn, in its order", () => {
+  using loaded = Qwen2VL.load(FIXTURES, CPU);
+  using drawn = Qwen2VL.random(tinyConfig(true), { ...CPU, seed: 4 });
+  for (const [model, parts] of [
+    [loaded, Qwen2VL.loadParts(FIXTURES, CPU)],
+    [drawn, Qwen2VL.randomParts(tinyConfig(true), { ...CPU, seed: 4 })],
+  ] as const) {
+    const before = liveTensors().count;
+    const found: [string, number[]][] = [];
+    for (const part of parts) {
+      expect(liveTensors().count - before).toBe(part.length);
+      expect(new Set(part.map(({ name }) => partOf(name))).size).toBe(1);
+      for (const { name, tensor } of part) {
+        found.push([name, tensor.toNumbers()]);
+        tensor.free();
+      }
+    }
+    expect(found).toEqual(Object.entries(values(model)));
+  }
 });
 
 test("a folder that fails to load leaves no tensor behind", () => {

@@ -1,0 +1,75 @@
+/** What `sweep` and `ablation` share: their flags, where runs go, and how they are asked to stop. */
+
+import { availableParallelism } from "node:os";
+import type { Argv } from "yargs";
+import type { Config } from "../config/schema.ts";
+import type { Slot } from "../experiment/slots.ts";
+
+export interface ExperimentFlags {
+  config: string;
+  set: string[];
+  runDir?: string | undefined;
+  parallel?: number | undefined;
+  dryRun: boolean;
+  overwrite: boolean;
+  retryFailed: boolean;
+}
+
+export function withExperimentFlags(yargs: Argv): Argv<ExperimentFlags> {
+  return yargs
+    .option("config", {
+      type: "string",
+      alias: "c",
+      requiresArg: true,
+      demandOption: true,
+      describe: "YAML file of the experiment",
+    })
+    .option("set", {
+      type: "string",
+      array: true,
+      nargs: 1,
+      default: [] as string[],
+      defaultDescription: "none",
+      alias: "s",
+      describe: "Set one knob of every run: --set trainer.steps=40; may be repeated",
+    })
+    .option("run-dir", { type: "string", requiresArg: true, describe: "Folder of the experiment" })
+    .option("parallel", {
+      type: "number",
+      requiresArg: true,
+      describe: "Runs at the same time; default: one on the CPU, one for each GPU on cuda",
+    })
+    .option("dry-run", {
+      type: "boolean",
+      default: false,
+      describe: "Check everything, print what would be run, and stop",
+    })
+    .option("overwrite", { type: "boolean", default: false, describe: "Drop the experiment that the folder holds" })
+    .option("retry-failed", { type: "boolean", default: false, describe: "Make runs that failed once more" }) as never;
+}
+
+/** Slots for the runs of an experiment, and the first line of what it prints. */
+export async function slotsOf(
+  config: Config,
+  spec: { parallel?: number | undefined; gpusPerRun: number },
+): Promise<Slot[]> {
+  const { slotsFor, visibleGpus } = await import("../experiment/slots.ts");
+  return slotsFor(config, spec, await visibleGpus(config, process.env), availableParallelism());
+}
+
+/** A first SIGINT or SIGTERM asks to stop; another one, a second later, ends this process and with it the runs. */
+export function stopSignal(): { signal: AbortSignal; end: () => void } {
+  const stop = new AbortController();
+  let first: number | undefined;
+  const onSignal = (signal: NodeJS.Signals) => {
+    if (first !== undefined && performance.now() - first > 1000) process.exit(signal === "SIGINT" ? 130 : 143);
+    first ??= performance.now();
+    stop.abort();
+  };
+  const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+  for (const signal of signals) process.on(signal, onSignal);
+  const end = () => {
+    for (const signal of signals) process.off(signal, onSignal);
+  };
+  return { signal: stop.signal, end };
+}

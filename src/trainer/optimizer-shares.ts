@@ -1,0 +1,123 @@
+/** What a rank keeps of the optimizer's state: views of its buffers, by bucket and parameter. */
+
+import type { Ranks } from "../distributed/ranks.ts";
+import { reshape, slice } from "../torch/ops.ts";
+import { keep, scope } from "../torch/scope.ts";
+import type { Tensor } from "../torch/tensor.ts";
+import { BLOCK, type BucketLayout } from "./flat-layout.ts";
+import type { MomentTensors } from "./moments.ts";
+
+/** A tensor of the optimizer's state, as a checkpoint keeps it: of a whole parameter, or of elements [begin, end) of what the whole one has. */
+export interface StateEntry {
+  name: string; // `<parameter>.<m, v, m_scale, v_scale or low>`
+  tensor: Tensor; // in the parameter's shape where it is whole
+  begin: number;
+  end: number;
+  isWhole: boolean;
+}
+
+/** State of those elements of a parameter that are in this rank's part of its bucket. */
+interface Slot {
+  weight: Tensor; // all of it
+  start: number; // of the parameter, from the beginning of the part on; negative where it begins before
+  key: number[];
+  decays: boolean;
+  /** Views of the moments and, of a bfloat16 weight, the low bits. */
+  state: StateEntry[];
+}
+
+/** This rank's part of a bucket. */
+export interface Share {
+  begin: number; // in the buffers of this rank's state
+  end: number;
+  slots: Slot[]; // of the parameters that have elements in it
+  grad: Tensor;
+  low: Tensor | null;
+  weights: Tensor | null; // the whole bucket's, where other ranks need them
+}
+
+/** Flat: the state of this rank's parts, [size / world]; the gradients of each of its parts; the weights of all, of several ranks. */
+interface Buffers extends MomentTensors {
+  low: Tensor | null;
+  gradients: readonly Tensor[];
+  weights: Tensor | null;
+}
+
+interface KeyedParameter {
+  name: string;
+  weight: Tensor;
+  key: number[]; // words of the key of its random numbers
+}
+
+/** This rank's part of each bucket. */
+export function sharesOf(
+  parameters: readonly KeyedParameter[],
+  { starts, buckets }: BucketLayout,
+  { rank, world }: Pick<Ranks, "rank" | "world">,
+  buffers: Buffers,
+): Share[] {
+  const view = (buffer: Tensor | null, from: number, to: number) => buffer && keep(slice(buffer, 0, from, to));
+  return buckets.map((bucket, i) => {
+    const size = bucket.size / world;
+    const begin = bucket.begin / world;
+    const first = bucket.begin + rank * size; // of this part, in the flat layout
+    const slots = parameters.flatMap(({ name, weight, key }, p) => {
+      const start = (starts[p] as number) - first;
+      if (start >= size || start + weight.numel <= 0) return [];
+      return [
+        { weight, start, key, decays: weight.ndim >= 2, state: stateOf(name, weight, start, begin, size, buffers) },
+      ];
+    });
+    const weights = view(buffers.weights, bucket.begin, bucket.begin + bucket.size);
+    const low = view(buffers.low, begin, begin + size);
+    return { begin, end: begin + size, slots, grad: buffers.gradients[i] as Tensor, low, weights };
+  });
+}
+
+/** Of the parameter that begins at `start` of a part of `size` elements, which begins at `at` of the state's buffers. */
+function stateOf(
+  name: string,
+  { numel, shape }: Tensor,
+  start: number,
+  at: number,
+  size: number,
+  { m, v, mScale, vScale, low }: Buffers,
+): StateEntry[] {
+  const begin = Math.max(0, -start);
+  const end = Math.min(numel, size - start);
+  const isWhole = end - begin === numel;
+  const zero = at + start; // where element 0 of the parameter would be
+  const view = (kind: string, buffer: Tensor): StateEntry => {
+    const tensor = keep(
+      scope(() => reshape(slice(buffer, 0, zero + begin, zero + end), isWhole ? shape : [end - begin])),
+    );
+    return { name: `${name}.${kind}`, tensor, begin, end, isWhole };
+  };
+  const blocks = (kind: string, scales: Tensor): StateEntry => {
+    const [from, to] = [begin / BLOCK, Math.ceil(end / BLOCK)];
+    const tensor = keep(slice(scales, 0, zero / BLOCK + from, zero / BLOCK + to));
+    return { name: `${name}.${kind}`, tensor, begin: from, end: to, isWhole };
+  };
+  const state = [view("m", m), view("v", v)];
+  if (mScale !== null) state.push(blocks("m_scale", mScale));
+  if (vScale !== null) state.push(blocks("v_scale", vScale));
+  if (low !== null) state.push(view("low", low));
+  return state;
+}
+
+/** The first arguments of grove::adamw_. */
+export function segments(slots: readonly Slot[]) {
+  return [
+    slots.map(({ weight }) => weight),
+    slots.map(({ start }) => start),
+    slots.flatMap(({ key }) => key),
+    slots.map(({ decays }) => decays),
+  ];
+}
+
+/** Frees the views. */
+export function freeShare({ slots, low, weights }: Share): void {
+  for (const { state } of slots) for (const { tensor } of state) tensor.free();
+  low?.free();
+  weights?.free();
+}

@@ -1,0 +1,120 @@
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, beforeEach, expect, test } from "vitest";
+import YAML from "yaml";
+import { loadConfig } from "../../src/config/load.ts";
+import { type AblationOptions, runAblation } from "../../src/experiment/ablation.ts";
+import { ablationTables, ablationText, writeAblationResults } from "../../src/experiment/ablation-report.ts";
+import { readAblation } from "../../src/experiment/ablation-spec.ts";
+import { FAKE, makePlace, slots } from "./helpers.ts";
+
+const place = makePlace();
+afterAll(() => rmSync(place.folder, { recursive: true }));
+beforeEach(() => rmSync(path.join(place.folder, "starts"), { force: true }));
+
+function write(name: string, changes: object = {}): string {
+  const file = path.join(place.folder, `${name}.yaml`);
+  const spec = {
+    config: path.join(place.folder, "base.yaml"),
+    set: { "data.eval": { L1: { file: "none", format: "generic" } }, "optimizer.learningRate": 1e-3 },
+    runDir: path.join(place.folder, name),
+    seeds: [1, 2, 3],
+    metrics: ["reward/accuracy"],
+    window: 1,
+    curves: ["reward/accuracy"],
+    evaluate: true,
+    variants: { plain: { set: { "trainer.klCoef": 0.02 } }, strong: { set: { "trainer.klCoef": 0.1 } } },
+    ...changes,
+  };
+  writeFileSync(file, YAML.stringify(spec));
+  return file;
+}
+const run = (file: string, options: Partial<AblationOptions> = {}) => {
+  const signal = new AbortController().signal;
+  return runAblation(readAblation(file), { program: FAKE, slots: slots(2), signal, ...options });
+};
+const starts = () => place.starts().sort();
+
+test("variants with every seed: figures, intervals, tests, curves, and the exact configs", async () => {
+  const file = write("whole");
+  const { jobs, finished } = await run(file);
+  expect(finished).toBe(true);
+  const ablation = readAblation(file);
+  const [accuracy, reward] = ablationTables(ablation, jobs);
+  expect(accuracy?.metric).toBe("accuracy L1");
+  const [plain, strong] = accuracy?.rows ?? [];
+  expect(plain).toMatchObject({ variant: "plain", mean: expect.closeTo(0.9), against: null });
+  expect(strong?.mean).toBeCloseTo(0.5);
+  expect(strong?.against).toMatchObject({ difference: expect.closeTo(-0.4), pSeeds: null });
+  // 48 of 120 questions are right by plain alone, none by strong alone.
+  expect(strong?.against?.questions).toMatchObject({ n: 120, p: expect.closeTo(2 ** -47, 16) });
+  expect(strong?.against?.questions?.high).toBeLessThan(-0.3);
+  // By the metric a seed adds 0.001 x seed to every variant: the differences are all the same but for rounding.
+  expect(reward?.rows[1]?.against?.difference).toBeCloseTo(1 / 1.2 - 1 / 1.04, 8);
+  expect(reward?.rows[0]?.interval?.[0]).toBeCloseTo(1 / 1.04 + 0.012 - 4.302653 * (0.001 / Math.sqrt(3)), 6);
+  expect(ablationText(ablation, accuracy === undefined ? [] : [accuracy])).toMatch(/strong +3 +0\.5 +/);
+
+  const kept = loadConfig({ files: [path.join(place.folder, "whole", "variant-strong", "seed-2.yaml")] });
+  expect(kept).toMatchObject({ seed: 2, trainer: { klCoef: 0.1 }, optimizer: { learningRate: 1e-3 } });
+  expect(existsSync(path.join(place.folder, "whole", "variant-strong", "seed-2", "final"))).toBe(false); // evaluated, then dropped
+  const files = writeAblationResults(ablation, jobs, ablationTables(ablation, jobs));
+  const page = readFileSync(files[1] as string, "utf8");
+  expect(page.match(/opacity="0.15"/g)).toHaveLength(2); // a band for each variant
+  expect(page).not.toMatch(/<script|<link|src=/);
+});
+
+test("stopped, gone on with, extended, and never made twice", async () => {
+  const file = write("stopped", { seeds: [1, 2] });
+  const stop = new AbortController();
+  const first = await run(file, { signal: stop.signal, slots: slots(1), onJob: () => stop.abort() });
+  expect(first.finished).toBe(false);
+  expect(starts()).toEqual(["stopped/variant-plain/seed-1", "stopped/variant-plain/seed-1-eval"]);
+  expect((await run(file)).jobs.every(({ status }) => status === "finished")).toBe(true);
+  expect(new Set(starts()).size).toBe(8);
+  expect(starts()).toHaveLength(8);
+  const variants = { plain: { set: { "trainer.klCoef": 0.02 } }, strong: { set: { "trainer.klCoef": 0.1 } } };
+  await run(write("stopped", { variants: { ...variants, none: { command: "none" } }, seeds: [1, 2, 3] }));
+  expect(starts()).toHaveLength(8 + 4 + 3);
+  const changed = { ...variants, strong: { set: { "trainer.klCoef": 0.2 } } };
+  await expect(run(write("stopped", { variants: changed }))).rejects.toThrow(
+    /strong with seed 1 was run with another config[\s\S]*klCoef: 0.1 -> 0.2/,
+  );
+});
+
+test("a variant starts from the model that another one trained with the same seed", async () => {
+  const variants = { after: { from: "before" }, before: { command: "sft" } };
+  const file = write("chain", { variants, base: "before", seeds: [1, 2], evaluate: false });
+  await run(file);
+  const order = place.starts();
+  for (const seed of [1, 2])
+    expect(order.indexOf(`chain/variant-before/seed-${seed}`)).toBeLessThan(
+      order.indexOf(`chain/variant-after/seed-${seed}`),
+    );
+  const after = loadConfig({ files: [path.join(place.folder, "chain", "variant-after", "seed-2.yaml")] });
+  expect(after.model).toMatchObject({
+    path: path.join(place.folder, "chain", "variant-before", "seed-2", "final"),
+    init: "pretrained",
+  });
+});
+
+test("what a file gets wrong is said before anything starts", () => {
+  const message = (changes: object) => {
+    try {
+      readAblation(write("wrong", changes));
+    } catch (error) {
+      return (error as Error).message;
+    }
+    return "";
+  };
+  expect(message({ variants: { a: { set: { "trainer.klCof": 0 } } } })).toMatch(
+    /variants\.a: .*unknown knob trainer\.klCof; did you mean trainer\.klCoef/,
+  );
+  expect(message({ base: "plan" })).toContain("base names an unknown variant plan; did you mean plain?");
+  expect(message({ variants: { a: { from: "b" }, b: { from: "a" } } })).toContain(
+    "starts, over others, from its own model",
+  );
+  expect(message({ metrics: [], evaluate: false })).toContain("name metrics to compare, or set evaluate");
+  expect(message({ variants: { a: { command: "none" } }, evaluate: false })).toContain("trains nothing");
+  expect(message({ variants: { "a/b": {} } })).toContain("names are made of letters");
+  expect(place.starts()).toEqual([]);
+});
