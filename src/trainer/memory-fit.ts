@@ -163,7 +163,7 @@ function changesOf({ stage, config, shape, size, ranks }: Planned): Change[] {
   const { distributed, model, optimizer, trainer, rollout, device } = config;
   const trains = stage !== "eval";
   if (trains && ranks > 1 && !distributed.shardGradients) knob("distributed", "shardGradients", true);
-  if (stage === "grpo" && ranks > 1 && trainer.klCoef > 0 && !distributed.shardReference)
+  if (stage === "grpo" && ranks > 1 && hasFixedReference(config) && !distributed.shardReference)
     knob("distributed", "shardReference", true);
   if (trains && model.recompute !== "auto" && model.recompute !== "layer") knob("model", "recompute", "auto");
   if (trains && size !== null) {
@@ -183,6 +183,11 @@ function changesOf({ stage, config, shape, size, ranks }: Planned): Change[] {
   if (optimizer.moments === "float32") knob("optimizer", "moments", "bfloat16");
   if (optimizer.moments !== "int8") knob("optimizer", "moments", "int8");
   return changes;
+}
+
+/** A reference that moves is whole on every rank. */
+function hasFixedReference({ trainer }: Config): boolean {
+  return trainer.klCoef > 0 && trainer.referenceEvery === 0;
 }
 
 /** Twice as many, and so on, as far as there are questions for them. */

@@ -1,6 +1,7 @@
 /** Every config in configs/ loads, plans and prints itself; the seed's configs hold the seed's values. */
 
-import { readdirSync, readFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
@@ -31,7 +32,8 @@ const USES: Record<string, { commands: string[]; base?: string }> = {
 };
 
 test("every config is planned below", () => {
-  expect(Object.keys(USES).sort()).toEqual(readdirSync(folder).sort());
+  const yaml = readdirSync(folder).filter((name) => name.endsWith(".yaml"));
+  expect(Object.keys(USES).sort()).toEqual(yaml.sort());
 });
 
 test.each(
@@ -74,6 +76,28 @@ test.each([
 ])("a plan for what cannot be is refused: %j", async (flags, message) => {
   expect(await main(["grpo", "--dry-run", "--config", at("8xa100.yaml"), ...flags])).toBe(1);
   expect(err.text).toMatch(message);
+});
+
+test("a run that this machine's GPUs cannot hold is refused before anything is loaded", async () => {
+  const tools = mkdtempSync(path.join(tmpdir(), "grove-tools-"));
+  const before = { ...process.env };
+  try {
+    writeFileSync(path.join(tools, "nvidia-smi"), "#!/bin/sh\nprintf '0, GPU-1, 40960\\n1, GPU-2, 24576\\n'\n", {
+      mode: 0o755,
+    });
+    process.env.PATH = `${tools}:${process.env.PATH}`;
+    delete process.env.CUDA_VISIBLE_DEVICES;
+    expect(await main(["grpo", "--config", at("8xa100.yaml")])).toBe(1);
+    expect(err.text).toMatch(
+      /^error \[MEMORY\] each of 2 ranks needs [\d.]+ GiB on cuda, \+- [\d.]+, and this machine has 24\.00/,
+    );
+    process.env.CUDA_VISIBLE_DEVICES = "0";
+    expect(await main(["grpo", "--config", at("8xa100.yaml")])).toBe(1);
+    expect(err.text).toMatch(/error \[MEMORY\] this run needs [\d.]+ GiB .* this machine has 40\.00/);
+  } finally {
+    process.env = before;
+    rmSync(tools, { recursive: true });
+  }
 });
 
 test("--device-memory is for a dry run", async () => {

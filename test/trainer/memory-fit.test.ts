@@ -72,6 +72,13 @@ test("eight A100-40GB hold the seed's 7B run as configs/8xa100.yaml has it, and 
   expect(lines.find((line) => line.startsWith("does not fit 40.00 GiB"))).toBeDefined();
 });
 
+test("a reference that moves is not to be shared: the knob is not named", () => {
+  const moving = config({ trainer: { referenceEvery: 10 } });
+  const named = remediesFor(planned({ config: moving, ranks: 8, device: 60 * GIB })).map(({ text }) => text);
+  expect(named.length).toBeGreaterThan(0);
+  expect(named.join()).not.toContain("shardReference");
+});
+
 test("the SFT config of eight A100-40GB fits", () => {
   const file = loadConfig({ files: ["configs/8xa100-sft.yaml"] });
   expect(fitOf(planned({ stage: "sft", config: file, ranks: 8, device: 40 * GIB })).verdict).toBe("fits");
