@@ -152,6 +152,12 @@ test("KL in the reward: nothing at first, then what the loss would have charged,
   expect(lines[2]?.["memory/live_tensors"]).toBe(lines[1]?.["memory/live_tensors"]);
 });
 
+test("KL in the reward with beta 0 needs no reference", async () => {
+  const config = configOf("kl reward 0", { klCoef: 0, klIn: "reward", steps: 1 });
+  await trainGrpo(config);
+  expect(Object.keys(metricsOf(config)[0] ?? {})).not.toContain("reward/penalty_kl");
+});
+
 test("the penalty of a completion is klCoef times the sum over its own tokens", () => {
   const groups = [fakeGroup([1, 0], "a", [2, 1]), fakeGroup([1, 1], "b", [3, 2])]; // the sampler said -1 of every token
   const { trainer } = configSchema.parse({

@@ -187,6 +187,17 @@ test("other questions in place of groups that teach nothing, statistics of the b
   for (const later of ["checkpoint-10", "final"]) rmSync(path.join(resumed.runDir, later), { recursive: true });
   await run(2, resumed, "grpo", true);
   expectSameRun(resumed, one);
+
+  // Cut over the ranks, the reference scores every rank's packs together, also those of a rank that has none left.
+  const still = { ...more, trainer: { ...more.trainer, referenceEvery: 0, referenceDecay: 0, loss: "gspo" } };
+  const alone = tinyConfig(world, "algorithm-still-1", still);
+  await run(1, alone, "grpo");
+  const cut = tinyConfig(world, "algorithm-still-3", {
+    ...still,
+    distributed: { shardReference: true, shardGradients: true },
+  });
+  await run(3, cut, "grpo");
+  expectSameRun(cut, alone);
 });
 
 test("questions that cannot be used are left out as one rank leaves them out, also where a rank is left with none", async () => {
