@@ -33,7 +33,7 @@ export interface Moments extends Disposable {
   /** All of them, where they are kept. Up to date after settle(). */
   readonly whole: MomentTensors;
   /**
-   * Calls `run` for ranges that together are all, one behind the other, each on the device of the weights and beginning at element `begin`. None
+   * Calls `run` for ranges that together are all, each on the device of the weights and beginning at element `begin`: from the last to the first. None
    * crosses one of `cuts`: multiples of BLOCK, ascending, the same ones in every update.
    */
   update(run: (range: MomentTensors, begin: number) => void, cuts?: readonly number[]): void;
@@ -65,7 +65,7 @@ class ResidentMoments implements Moments {
       run(this.whole, 0);
       return;
     }
-    for (const [begin, end] of between(cuts, this.whole.m.numel, Number.POSITIVE_INFINITY))
+    for (const [begin, end] of rangesOf(cuts, this.whole.m.numel, Number.POSITIVE_INFINITY))
       scope(() => run(part(this.whole, begin, end - begin), begin));
   }
 
@@ -110,7 +110,7 @@ export class StagedMoments implements Moments {
   }
 
   update(run: (range: MomentTensors, begin: number) => void, cuts: readonly number[] = []): void {
-    for (const [turn, [begin, end]] of between(cuts, this.#size, this.#stageElements).entries()) {
+    for (const [turn, [begin, end]] of rangesOf(cuts, this.#size, this.#stageElements).entries()) {
       const stage = this.#stages[turn % this.#stages.length] as Stage;
       const count = end - begin;
       scope(() => {
@@ -169,14 +169,14 @@ function allocate(kind: MomentKind, size: number, make: (shape: number[], dtype:
   return { m: moment(), v: moment(), mScale: scale(), vScale: scale() };
 }
 
-/** [0, size) cut at `cuts`, and what is longer than `most` into pieces of that length. */
-function between(cuts: readonly number[], size: number, most: number): [begin: number, end: number][] {
+/** [0, size) cut at `cuts`, and what is longer than `most` into pieces of that length; from the last to the first. */
+function rangesOf(cuts: readonly number[], size: number, most: number): [begin: number, end: number][] {
   const ranges: [number, number][] = [];
   for (const end of [...cuts, size]) {
     for (let begin = ranges.at(-1)?.[1] ?? 0; begin < end; begin = ranges.at(-1)?.[1] as number)
       ranges.push([begin, Math.min(end, begin + most)]);
   }
-  return ranges;
+  return ranges.reverse();
 }
 
 /** Views of `count` elements from `begin` on, both multiples of BLOCK. */

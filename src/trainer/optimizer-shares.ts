@@ -29,7 +29,6 @@ interface Slot {
 /** This rank's part of a bucket. */
 export interface Share {
   begin: number; // in the buffers of this rank's state
-  end: number;
   slots: Slot[]; // of the parameters that have elements in it
   grad: Tensor;
   low: Tensor | null;
@@ -70,7 +69,7 @@ export function sharesOf(
     });
     const weights = view(buffers.weights, bucket.begin, bucket.begin + bucket.size);
     const low = view(buffers.low, begin, begin + size);
-    return { begin, end: begin + size, slots, grad: buffers.gradients[i] as Tensor, low, weights };
+    return { begin, slots, grad: buffers.gradients[i] as Tensor, low, weights };
   });
 }
 

@@ -108,22 +108,25 @@ export class AdamW implements Disposable {
    * One update, of this rank's parts; the other parts come from their ranks. `gradNorm` is what gradNorm() returned: gradients are scaled by
    * min(1, maxGradNorm / (norm + 1e-6)) as torch's clip_grad_norm_ does it, on the device. Where it is not finite the device leaves weights and state as
    * they are; it is for the caller to read the norm some time and to stop, since the update is counted all the same.
+   *
+   * The last bucket comes first: those of the language model take a device longer than it takes the host to enqueue one, those of the tower do not, and
+   * nothing follows the last one that its gathering could be hidden behind.
    */
   step(learningRate: number, gradNorm: Tensor): void {
     const { beta1, beta2, eps, weightDecay, maxGradNorm } = this.#config;
     this.#updates++;
     const cuts = this.#shares.slice(1).map(({ begin }) => begin);
     const arriving: PendingCollective[] = [];
-    let at = 0;
+    let at = this.#shares.length - 1;
     this.#moments.update(({ m, v, mScale, vScale }, begin) => {
       const share = this.#shares[at] as Share;
       const moments = [m, v, mScale, vScale, gradNorm, begin - share.begin];
       const rates = [maxGradNorm, learningRate, beta1, beta2, eps, weightDecay, this.#updates];
       if (share.slots.length > 0) adamw(...segments(share.slots), share.grad, share.low, ...moments, ...rates);
-      if (begin + m.numel < share.end) return;
+      if (begin > share.begin) return;
       const { group } = this.#ranks;
       if (group !== null && share.weights !== null) arriving.push(group.allGather(share.weights));
-      at++;
+      at--;
     }, cuts);
     for (const weights of arriving) weights.wait();
   }
