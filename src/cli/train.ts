@@ -93,7 +93,7 @@ export function progressHooks(label: string, progress: Progress): Pick<TrainHook
 }
 
 /** For whoever started the run: `{"command":"grpo","finished":true,"step":200,...,"metrics":{"reward/mean":1.21,...}}`. */
-function jsonLine(
+export function jsonLine(
   command: string,
   { jsonWindow }: Pick<TrainFlags, "jsonWindow">,
   { finished, step, runDir, finalDir }: TrainResult,

@@ -47,21 +47,26 @@ export const algorithmKnobs = {
       "What is minimised; docs/algorithm.md has the formulas. It decides what lossAggregation, ratio, epsLow, epsHigh and advantageScale are where they are not set [seed: grpo].",
   }),
   lossAggregation: z.enum(AGGREGATIONS).optional().meta({
+    follows: "by loss",
     description:
       "sequence: mean over a completion's tokens, then over completions [grpo, gspo, sapo; seed]; token: mean over all tokens of the batch [bnpo, dapo, cispo]; constant: each token 1 / (completions x lossLength) [dr_grpo]. Of the batch of all ranks.",
   }),
   lossLength: z.number().int().positive().optional().meta({
-    description: "Tokens that lossAggregation constant divides by; default: rollout.maxNewTokens.",
+    follows: "`rollout.maxNewTokens`",
+    description: "Tokens that lossAggregation constant divides by.",
   }),
   ratio: z.enum(RATIOS).optional().meta({
+    follows: "by loss",
     description:
       "Importance ratio to the policy that sampled: of each token, or the geometric mean of a completion's [gspo: sequence]. Both are 1 in the first update from a batch.",
   }),
   epsLow: fraction().optional().meta({
+    follows: "by loss",
     description:
       "Lower clip of the ratio, 1 - epsLow, used when iterations > 1 [0.2; gspo: 3e-4; cispo: 1, no lower bound].",
   }),
   epsHigh: z.number().nonnegative().optional().meta({
+    follows: "by loss",
     description:
       "Upper clip of the ratio, 1 + epsHigh, used when iterations > 1 [0.2; dapo: 0.28; gspo: 4e-4; cispo: 4].",
   }),
@@ -108,6 +113,7 @@ export const algorithmKnobs = {
       "What a reward is compared with: the mean of its group; rloo: of the group's others; reinforce++: of the batch; reinforce++-baseline: of its group, then of the batch.",
   }),
   advantageScale: z.enum(SCALES).optional().meta({
+    follows: "by advantage, loss",
     description:
       "Advantages are divided by the standard deviation of the group [grpo; seed], of the batch over all ranks [reinforce++], or by nothing [rloo, dr_grpo].",
   }),

@@ -7,7 +7,7 @@ import { configTree, defaultOf, isOptional, type Node, unwrap } from "./schema-t
 export interface Knob {
   path: string;
   type: string;
-  /** As it would be written in YAML; "required" or "none" (optional) where there is no default. */
+  /** As it would be written in YAML; "required" or "none" (optional) where there is no default, "by x" where another knob decides. */
   default: string;
   description: string;
   elsewhere: string;
@@ -75,8 +75,11 @@ function knob(node: Node, path: string): Knob {
   return {
     path,
     type: typeOf(node),
-    default: fallback === undefined ? (isOptional(node.schema) ? "none" : "required") : `\`${yamlOf(fallback)}\``,
-    description: descriptionOf(node),
+    default:
+      fallback === undefined
+        ? (metaOf(node, "follows") ?? (isOptional(node.schema) ? "none" : "required"))
+        : `\`${yamlOf(fallback)}\``,
+    description: metaOf(node, "description") ?? "",
     elsewhere: Object.entries(names)
       .map(([project, name]) => `${project === "trl" ? "TRL" : project} \`${name}\``)
       .join(", "),
@@ -87,13 +90,14 @@ function isSection(path: string): boolean {
   return configTree.kind === "object" && configTree.children[path]?.kind !== "value";
 }
 
-function descriptionOf(node: Node): string {
+/** What the schema says of a knob: `description`, and `follows`, what its default follows from where that is no one value. */
+function metaOf(node: Node, name: "description" | "follows"): string | undefined {
   for (let schema = node.schema as z.ZodType | undefined; schema !== undefined; ) {
-    const { description } = z.globalRegistry.get(schema) ?? {};
-    if (description !== undefined) return description;
+    const said = z.globalRegistry.get(schema)?.[name];
+    if (typeof said === "string") return said;
     schema = (schema._zod.def as { innerType?: z.ZodType }).innerType;
   }
-  return "";
+  return undefined;
 }
 
 /** The type and range in words: "integer > 0", "number 0 to 1", "one of ...". */

@@ -199,7 +199,7 @@ export function span(values: readonly number[]): [low: number, high: number] {
 }
 
 /** A little room at both ends, so that no curve runs along the frame. */
-function widened([low, high]: [low: number, high: number]): [low: number, high: number] {
+export function widened([low, high]: [low: number, high: number]): [low: number, high: number] {
   const room = 0.04 * (high - low);
   return [low - room, high + room];
 }

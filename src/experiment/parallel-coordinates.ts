@@ -18,6 +18,8 @@ const HEIGHT = 380;
 const TOP = 64;
 const BOTTOM = HEIGHT - 24;
 const LEFT = 70;
+/** Keeps numbers readable where lines cross them. */
+const HALO = `paint-order="stroke" stroke="white" stroke-width="3"`;
 /** Viridis in five steps, from worst to best: told apart in grey and by the colour-blind too. */
 const RAMP = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"] as const;
 
@@ -56,7 +58,9 @@ export function parallelCoordinates(
   const drawn = axes.flatMap((marks, axis) => [
     `<line x1="${px(axis)}" y1="${TOP}" x2="${px(axis)}" y2="${BOTTOM}" stroke="${TEXT}"/>`,
     text(px(axis), axis % 2 === 0 ? TOP - 34 : TOP - 16, names[axis] ?? "", `text-anchor="middle" font-weight="bold"`),
-    ...marks.map(({ label, place }) => text(px(axis) - 6, py(place) + 4, label, `text-anchor="end" font-size="11"`)),
+    ...marks.map(({ label, place }) =>
+      text(px(axis) - 6, py(place) + 4, label, `text-anchor="end" font-size="11" ${HALO}`),
+    ),
     ...marks.map(({ place }) => `<circle cx="${px(axis)}" cy="${fixed(py(place))}" r="2" fill="${TEXT}"/>`),
   ]);
   return [

@@ -1,7 +1,7 @@
 /** One run of an experiment, in a process of its own: started, watched by its metrics, stopped where it is not worth more steps. */
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync, statSync, writeSync } from "node:fs";
 import path from "node:path";
 import { createInterface } from "node:readline";
 import { readMetrics } from "../trainer/run-folder.ts";
@@ -77,16 +77,16 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
     kill = setTimeout(() => child.kill("SIGKILL"), GRACE_MS);
   };
   const file = path.join(runDir, "metrics.jsonl");
-  let seen = -1;
+  let lines: Line[] = [];
+  let seen = 0;
   let stopped = false;
-  const look = (): Line[] => {
-    const lines = readMetrics(file);
-    if (lines.length !== seen) {
-      seen = lines.length;
-      stopped ||= onLines?.(lines) === true;
-      if (stopped) tell();
-    }
-    return lines;
+  const look = () => {
+    const bytes = existsSync(file) ? statSync(file).size : 0;
+    if (bytes === seen) return;
+    seen = bytes;
+    lines = readMetrics(file);
+    stopped ||= lines.length > 0 && onLines?.(lines) === true;
+    if (stopped) tell();
   };
   const killNow = () => child.kill("SIGKILL");
   process.once("exit", killNow);
@@ -108,7 +108,7 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
   process.off("exit", killNow);
   if (problem !== undefined) throw problem;
 
-  const lines = look(); // a run may end before it is told to
+  look(); // a run may end before it is told to
   const end = { lines, seconds: (performance.now() - start) / 1000 };
   if (stopped) return { how: "stopped", ...end };
   if (code === 0 && (evaluates || output.result()?.finished === true)) return { how: "finished", ...end };

@@ -31,6 +31,8 @@ export interface Search {
   space: readonly Dimension[];
   seed: number;
   tpe: Tpe;
+  /** Settings to try before any other, such as the one that is in use. */
+  first: readonly Params[];
   /** Whether a setting makes sense as a whole. */
   isValid: (params: Params) => boolean;
 }
@@ -57,14 +59,23 @@ export function propose(
   const { kind, space, seed, isValid } = search;
   const known = new Set(tried.map(keyOf));
   const isNew = (params: Params) => !known.has(keyOf(params)) && isValid(params);
-  if (kind === "grid") return gridSettings(search).find(isNew);
+  if (trial < search.first.length) return search.first[trial];
+  if (kind === "grid") return nextOfGrid(space, isNew);
   const modelled = kind === "tpe" && ranked.length >= search.tpe.startup;
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
     const keys = [seed, "sweep", trial, attempt];
     const params = modelled ? modelledSetting(search, ranked, keys) : randomSetting(space, keys);
     if (isNew(params)) return params;
   }
-  return Number.isFinite(sizeOf(space)) ? gridSettings(search).find(isNew) : undefined;
+  return Number.isFinite(sizeOf(space)) ? nextOfGrid(space, isNew) : undefined;
+}
+
+function nextOfGrid(space: readonly Dimension[], isNew: (params: Params) => boolean): Params | undefined {
+  for (let index = 0; index < sizeOf(space); index++) {
+    const params = settingAt(space, index);
+    if (isNew(params)) return params;
+  }
+  return undefined;
 }
 
 function keyOf(params: Params): string {

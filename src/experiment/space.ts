@@ -158,6 +158,23 @@ function rounded(value: number, { step }: Range): number {
   return Number(value.toPrecision(step === undefined ? 4 : 12));
 }
 
+/** What is wrong with a setting that is to be tried: a knob too many or too few, a value out of its dimension; undefined where nothing is. */
+export function problemOfSetting(space: readonly Dimension[], params: Params): string | undefined {
+  const extra = Object.keys(params).find((knob) => space.every((dimension) => dimension.knob !== knob));
+  if (extra !== undefined) return `${extra} is no knob of the space`;
+  for (const dimension of space) {
+    const { knob } = dimension;
+    const value = params[knob];
+    if (value === undefined) return `${knob} is missing`;
+    const inside =
+      dimension.kind === "choice"
+        ? dimension.values.some((one) => JSON.stringify(one) === JSON.stringify(value))
+        : typeof value === "number" && value >= dimension.min && value <= dimension.max;
+    if (!inside) return `${knob}: ${JSON.stringify(value)} is not in the space`;
+  }
+  return undefined;
+}
+
 /** How many settings there are; infinite where a knob's values cannot be counted. */
 export function sizeOf(space: readonly Dimension[]): number {
   return space.reduce((product, dimension) => product * (valuesOf(dimension)?.length ?? Number.POSITIVE_INFINITY), 1);

@@ -1,6 +1,18 @@
 /** Plots of a sweep besides its parallel coordinates. */
 
-import { escapeXml, fixed, plotSvg, pointsOf, type Series, smooth, span, TEXT, text, ticks } from "../eval/plot.ts";
+import {
+  escapeXml,
+  fixed,
+  plotSvg,
+  pointsOf,
+  type Series,
+  smooth,
+  span,
+  TEXT,
+  text,
+  ticks,
+  widened,
+} from "../eval/plot.ts";
 import type { Importance } from "./importance.ts";
 import type { Line } from "./objective.ts";
 import { colorOf } from "./parallel-coordinates.ts";
@@ -33,7 +45,7 @@ export function importanceSvg(figures: readonly Importance[]): string {
 export function historySvg(trials: readonly Trial[], objective: Pick<Objective, "metric" | "goal">): string {
   const [width, height, left, right, top, bottom] = [900, 280, 64, 880, 16, 236];
   const done = trials.flatMap(({ trial, value, status }) => (value === null ? [] : [{ trial, value, status }]));
-  const [low, high] = span(done.map(({ value }) => value));
+  const [low, high] = widened(span(done.map(({ value }) => value)));
   const most = Math.max(1, trials.length - 1);
   const px = (trial: number) => left + (trial / most) * (right - left);
   const py = (value: number) => bottom - ((value - low) / (high - low)) * (bottom - top);

@@ -96,7 +96,7 @@ export function sweepPage(sweep: Sweep, trials: readonly Trial[], lines: Readonl
     },
     {
       title: "Trials in order",
-      note: "Finished ones filled; the line is the best so far.",
+      note: "Finished ones filled, hollow ones with their value where they were stopped; the line is the best so far.",
       body: historySvg(trials, objective),
     },
     {

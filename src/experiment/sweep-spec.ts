@@ -6,11 +6,12 @@ import type { Config } from "../config/schema.ts";
 import { ConfigError } from "../errors.ts";
 import { halvingSchema } from "./halving.ts";
 import { gridSettings, type Search, tpeSchema } from "./search.ts";
-import { type Params, readSpace, sizeOf, spaceSchema } from "./space.ts";
+import { type Params, problemOfSetting, readSpace, sizeOf, spaceSchema } from "./space.ts";
 import {
   assignments,
   type CommonSpec,
   commonKeys,
+  knobValues,
   type Objective,
   objectiveSchema,
   readSpec,
@@ -22,6 +23,9 @@ export const sweepSchema = z.strictObject({
   objective: objectiveSchema,
   space: spaceSchema.meta({ description: "Knobs that vary." }),
   search: z.enum(["grid", "random", "tpe"]).default("tpe").meta({ description: "How settings are chosen." }),
+  first: z.array(knobValues).default([]).meta({
+    description: "Settings of all these knobs to try before others, such as the one in use.",
+  }),
   trials: z.number().int().positive().optional().meta({ description: "Settings to try; a grid: all, if not set." }),
   seed: z.number().int().nonnegative().default(0).meta({ description: "Key of the search's own draws." }),
   tpe: tpeSchema.prefault({}),
@@ -68,9 +72,9 @@ export function readSweep(file: string, { set = [], ...changes }: SweepChanges =
   refuseReserved(file, "set", Object.keys(spec.set));
   const load = (models: readonly string[], own: readonly string[]) =>
     loadConfig({ files: spec.config, set: [...models, ...assignments(spec.set), ...set, ...own] });
-  const first = spec.seeds[0] as number;
+  const firstSeed = spec.seeds[0] as number;
   const configOf = (params: Params) =>
-    load(spec.keepModels ? [] : NO_MODELS, [...assignments(params), `seed=${first}`]);
+    load(spec.keepModels ? [] : NO_MODELS, [...assignments(params), `seed=${firstSeed}`]);
   const space = readSpace(file, spec.space, (own) => load([], own));
   const isValid = (params: Params) => {
     try {
@@ -81,8 +85,13 @@ export function readSweep(file: string, { set = [], ...changes }: SweepChanges =
       throw error;
     }
   };
-  const { seed, tpe } = spec;
-  const search: Search = { kind: spec.search, space, seed, tpe, isValid };
+  for (const [i, params] of spec.first.entries()) {
+    const problem = problemOfSetting(space, params);
+    if (problem !== undefined) throw new ConfigError(`${file}: first.${i}: ${problem}`);
+    configOf(params); // throws where they do not go together
+  }
+  const { seed, tpe, first } = spec;
+  const search: Search = { kind: spec.search, space, seed, tpe, first, isValid };
   const trials = trialCount(file, spec, search);
   const base = configOf({});
   if (spec.halving !== undefined && base.trainer.steps === undefined && !("trainer.steps" in spec.space))
@@ -101,7 +110,7 @@ export function readSweep(file: string, { set = [], ...changes }: SweepChanges =
     search,
     trials,
     configOf,
-    ownConfigOf: (params) => load([], [...assignments(params), `seed=${first}`]),
+    ownConfigOf: (params) => load([], [...assignments(params), `seed=${firstSeed}`]),
     settings: { ...decides, base: withoutPlace(base) },
   };
 }

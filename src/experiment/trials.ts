@@ -53,8 +53,9 @@ export function trialsOf(events: readonly SweepEvent[], seeds: readonly number[]
     if (event.event !== "rung") continue;
     const { seed, step, value } = event;
     const trial = trials[event.trial] as Trial;
-    const known = trial.rungs.some((rung) => rung.seed === seed && rung.step === step);
-    if (!known && trial.runs.some((run) => run.seed === seed)) trial.rungs.push({ seed, step, value });
+    if (!trial.runs.some((run) => run.seed === seed)) continue;
+    trial.rungs = trial.rungs.filter((rung) => rung.seed !== seed || rung.step !== step); // a run made again: its latest
+    trial.rungs.push({ seed, step, value });
   }
   return trials;
 }
@@ -88,7 +89,7 @@ export function ranked(trials: readonly Trial[], objective: Pick<Objective, "goa
     });
 }
 
-/** Not a number of nothing. */
+/** Of at least one value. */
 export function mean(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

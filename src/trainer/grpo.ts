@@ -7,6 +7,9 @@
  *   loss         = sum_t w_t (-min(rho_t A_i, clip(rho_t) A_i) + klCoef (exp(d_t) - d_t - 1)),   w_t: the token's share in the batch
  *   theta        <- AdamW(theta, gradient of the loss, scaled down to norm maxGradNorm)
  *
+ * That is the default. trainer.loss and trainer.advantage put others in the place of the two formulas (losses/table.ts, advantage.ts), and groups may be
+ * left out, rewards penalised, the reference moved: docs/algorithm.md.
+ *
  * Paper: DeepSeekMath arXiv:2402.03300, section 4.1. The recipe is TencentARC/SEED-Bench-R1's; it departs from that code in these points
  * (docs/seed-bench-r1.md has all of them and the reasons):
  *   - a group's prompt is computed once, in rollout, reference and update (trainer.sharedPrefix: false takes the plain path);
@@ -93,7 +96,9 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   const counts = (completion: Completion) => countsInLoss(completion, trainer);
   const learns = batch.some(({ completions }) => completions.some(counts)); // else there is nothing to update from
   const packs = learns ? packBatch(asScored(run, groups), trainer, asScored(run, batch)) : [];
-  const references = await watch.time("reference", () => referenceLogprobs(run, packs)); // [Tc] per pack
+  const references = await watch.time("reference", () =>
+    trainer.klIn === "loss" ? referenceLogprobs(run, packs) : packs.map(() => null),
+  ); // [Tc] per pack
   const oldLogprobs: Tensor[] = []; // [Tc] per pack, filled by the first update
   let update: Metrics = {};
   try {
@@ -160,17 +165,9 @@ function asScored({ config, model, processor }: GrpoRun, groups: RolloutGroup[])
   return unmaskSecondEos(groups, { first: ends[0] as number, pad: processor.tokenizer.padTokenId });
 }
 
-/** What the reference says of each sampled token, once per batch: float32 [Tc] per pack; null where the loss has no KL penalty. */
+/** What the reference says of each sampled token, once per batch: float32 [Tc] per pack; null without a KL penalty. */
 async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
-  const { klCoef, klIn } = run.config.trainer;
-  return klCoef > 0 && klIn !== "reward" ? scoreTokens(run, packs) : packs.map(() => null);
-}
-
-/** The same, of a run that has a reference. All ranks call it at the same point. */
-async function scoreTokens(
-  { reference, shardedReference, referenceFeatures: features }: GrpoRun,
-  packs: readonly TrainPack[],
-): Promise<Tensor[]> {
+  const { reference, shardedReference, referenceFeatures: features } = run;
   if (shardedReference !== null) {
     const visionCache = features && ((packed: Packed) => features.ofPack(packed));
     return shardedReference.logprobs(
@@ -178,10 +175,11 @@ async function scoreTokens(
       visionCache,
     );
   }
+  if (reference === null) return packs.map(() => null);
   const logprobs: Tensor[] = [];
   for (const { packed } of packs) {
     scope(() => {
-      using pass = (reference as Qwen2VL).pass(packed, { grad: false, visionCache: features?.ofPack(packed) });
+      using pass = reference.pass(packed, { grad: false, visionCache: features?.ofPack(packed) });
       logprobs.push(keep(clone(pass.logprobs)));
     });
     await nextTurn(); // lets signals, prefetching and logs have their turn
@@ -193,7 +191,7 @@ async function scoreTokens(
 async function punishKl(run: GrpoRun, groups: RolloutGroup[]): Promise<void> {
   const { trainer } = run.config;
   const unscored = groups.map((group) => ({ ...group, advantages: group.rewards.map(() => 0) }));
-  const logprobs = await scoreTokens(run, packBatch(unscored, trainer));
+  const logprobs = (await referenceLogprobs(run, packBatch(unscored, trainer))).filter((some) => some !== null);
   if (logprobs.length > 0) punishDistance(groups, readTogether(logprobs).flat(), trainer);
   for (const tensor of logprobs) tensor.free();
 }

@@ -32,8 +32,11 @@ const USES: Record<string, { commands: string[]; base?: string }> = {
 };
 
 test("every config is planned below", () => {
-  const yaml = readdirSync(folder).filter((name) => name.endsWith(".yaml"));
-  expect(Object.keys(USES).sort()).toEqual(yaml.sort());
+  expect(Object.keys(USES).sort()).toEqual(
+    readdirSync(folder)
+      .filter((name) => name.endsWith(".yaml"))
+      .sort(),
+  );
 });
 
 test.each(

@@ -23,6 +23,7 @@ test("knobs of each kind", () => {
   expect(knobs.get("trainer.klCoef")).toMatchObject({ type: "number ≥ 0", default: "`0.1`" });
   expect(knobs.get("rollout.topP")).toMatchObject({ type: "number, 0 to 1", default: "`1`" });
   expect(knobs.get("model.path")).toMatchObject({ type: "string", default: "required" });
+  expect(knobs.get("trainer.ratio")).toMatchObject({ type: "`token`, `sequence`", default: "by loss" });
   expect(knobs.get("trainer.steps")).toMatchObject({ type: "integer > 0", default: "none" });
   expect(knobs.get("rewards")).toMatchObject({ type: "list", default: "`[{name: accuracy}]`" });
   expect(knobs.get("model.recompute")?.type).toBe("`auto`, `none`, `selective`, `layer`");

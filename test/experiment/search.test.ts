@@ -26,7 +26,14 @@ function best(
   seed: number,
   trials: number,
 ): number {
-  const search: Search = { kind, space, seed, tpe: { startup: 8, gamma: 0.2, candidates: 24 }, isValid: () => true };
+  const search: Search = {
+    kind,
+    space,
+    seed,
+    tpe: { startup: 8, gamma: 0.2, candidates: 24 },
+    first: [],
+    isValid: () => true,
+  };
   const done: { params: Params; value: number }[] = [];
   for (let trial = 0; trial < trials; trial++) {
     const ranked = [...done].sort((a, b) => b.value - a.value).map(({ params }) => params);
@@ -73,6 +80,7 @@ test("searches repeat with their seed, and never try a setting twice", () => {
       space,
       seed: 3,
       tpe: { startup: 2, gamma: 0.2, candidates: 4 },
+      first: [{ a: 2, b: true }],
       isValid: ({ a, b }) => !(a === 3 && b === true),
     };
     const all = () => {
@@ -86,6 +94,7 @@ test("searches repeat with their seed, and never try a setting twice", () => {
       return tried;
     };
     expect(all()).toEqual(all());
+    expect(all()[0]).toEqual({ a: 2, b: true });
     expect(all()).toHaveLength(5); // of 6 settings one makes no sense
     expect(new Set(all().map((params) => JSON.stringify(params))).size).toBe(5);
   }

@@ -31,7 +31,7 @@ const outcome = (trials: readonly Trial[]) =>
   }));
 
 test("the same seed gives the same trials and outcome, one at a time and two", async () => {
-  const tpe = { search: "tpe", tpe: { startup: 3 }, trials: 6, halving: { minSteps: 2, factor: 2 }, seed: 5 };
+  const tpe = { search: "tpe", tpe: { startup: 3 }, trials: 5, halving: { minSteps: 2, factor: 2 }, seed: 5 };
   const file = place.write("tpe", tpe);
   const first = await run(file);
   const again = await run(file, { runDir: path.join(place.folder, "tpe-again") });
@@ -39,7 +39,7 @@ test("the same seed gives the same trials and outcome, one at a time and two", a
   expect(new Set(first.trials.map(({ status }) => status))).toEqual(new Set(["finished", "stopped"]));
   const inTwo = async (name: string) => run(file, { runDir: path.join(place.folder, name), slots: slots(2) });
   expect(outcome((await inTwo("two")).trials)).toEqual(outcome((await inTwo("two-again")).trials));
-  const other = await run(place.write("tpe-other", { ...tpe, seed: 6 }));
+  const other = await run(place.write("tpe-other", { ...tpe, seed: 6, trials: 1 }));
   expect(other.trials[0]?.params).not.toEqual(first.trials[0]?.params);
 });
 
@@ -134,6 +134,10 @@ test("what a file gets wrong is said before anything starts", async () => {
   expect(message({ space: { seed: [1, 2] } })).toContain("space.seed cannot be set here");
   expect(message({ trails: 3 })).toContain("unknown key trails; did you mean trials?");
   expect(message({ set: { "trainer.stepz": 3 } })).toContain("did you mean trainer.steps?");
+  expect(message({ first: [{ "trainer.klCoef": 0.04 }] })).toContain("first.0: optimizer.learningRate is missing");
+  expect(message({ first: [{ "trainer.klCoef": 0.5, "optimizer.learningRate": 0.1 }] })).toContain(
+    "trainer.klCoef: 0.5 is not in the space",
+  );
   expect(message({ search: "grid" })).toContain("a grid needs values");
   expect(message({ trials: undefined })).toContain("trials is required");
   expect(place.starts()).toEqual([]);

@@ -260,3 +260,32 @@ test("a run does not replace another one unless it is told to", async () => {
   await trainGrpo(config, { overwrite: true });
   expect(metricsOf(config)).toHaveLength(1);
 });
+
+test.each([
+  "dr_grpo",
+  "dapo",
+  "gspo",
+  "cispo",
+  "sapo",
+])("%s over several updates: the plain path and other packs make the same trajectory", async (loss) => {
+  const runs: Record<string, number>[][] = [];
+  for (const [sharedPrefix, tokensPerPack] of [
+    [true, 600],
+    [false, 60],
+  ]) {
+    const config = tinyConfig(world, `${loss} ${sharedPrefix}`, {
+      trainer: { loss, iterations: 3, questionsPerStep: 2, steps: 2, saveEvery: 0, sharedPrefix, tokensPerPack },
+      optimizer: { learningRate: 3e-3, schedule: "constant", eps: 1e-4 },
+    });
+    await trainGrpo(config);
+    runs.push(metricsOf(config));
+  }
+  const [shared, plain] = runs as [Record<string, number>[], Record<string, number>[]];
+  for (const [i, line] of shared.entries()) {
+    for (const name of ["loss/policy", "loss/kl", "grad/norm", "reward/mean", "loss/clip_high_frac"])
+      expect(plain[i]?.[name], `${name} of step ${i + 1}`).toBeCloseTo(line[name] as number, 4);
+  }
+  expect(shared.some((line) => (line["loss/clip_high_frac"] as number) > 0)).toBe(
+    ["dr_grpo", "dapo", "gspo"].includes(loss), // cispo lets ratios be 5, sapo has no bound
+  );
+});
