@@ -1,13 +1,17 @@
 import { writeFileSync } from "node:fs";
 import path from "node:path";
 import type { Argv } from "yargs";
+import type { Config } from "../config/schema.ts";
+import { readPlace } from "../distributed/environment.ts";
 import { ConfigError } from "../errors.ts";
-import { parseShard } from "../eval/answers.ts";
-import { evalTable, summarize } from "../eval/report.ts";
+import { parseShard, type Shard } from "../eval/answers.ts";
+import { type EvalResults, evalTable, summarize } from "../eval/report.ts";
+import { decidingSettings } from "../eval/settings.ts";
 import { endWithExperiment } from "./end-with-experiment.ts";
-import { RESULTS_FILE, runEvaluation } from "./evaluation.ts";
+import { claimFolder, type EvaluationOptions, RESULTS_FILE, runEvaluation } from "./evaluation.ts";
 import { configOrPlan, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
+import { asRanks, type RankRun } from "./ranks.ts";
 
 export const command = "eval";
 export const describe = "Accuracy on every evaluation set of the config, with confidence intervals";
@@ -38,7 +42,7 @@ export function builder(yargs: Argv): Argv<Flags> {
           type: "number",
           requiresArg: true,
           describe:
-            "Split the questions among n processes: a GPU each with --device cuda, else a share of the CPU's threads",
+            "Split the questions among n processes: a GPU each with --device cuda (default: all that are visible), else a share of the CPU's threads",
         })
         .option("shard", {
           type: "string",
@@ -60,15 +64,42 @@ export async function handler(flags: Flags): Promise<void> {
   const shard = flags.shard === undefined ? undefined : parseShard(flags.shard);
   if (shard !== undefined && processes !== undefined)
     throw new ConfigError("--shard and --processes exclude each other: a share is asked by one process");
-  const progress = new Progress();
-  const results = await runEvaluation(config, {
-    folder: config.runDir,
-    progress,
-    limit,
-    overwrite,
+  const asked = { folder: config.runDir, limit, overwrite, shard, processes };
+  // A rank that a scheduler has started asks its share; one that is told what to ask does that.
+  const isRank = shard === undefined && processes === undefined && readPlace(process.env) !== null;
+  if (isRank) return asRanks(config, {}, (run) => evaluateTogether(run, config, asked));
+  report(
+    config,
+    await runEvaluation(config, {
+      ...asked,
+      progress: new Progress(),
+      processes: processes ?? (await oneEachGpu(config, shard)),
+    }),
     shard,
-    processes,
-  });
+  );
+}
+
+/** A process for each visible GPU, where none was named. */
+async function oneEachGpu({ device }: Config, shard: Shard | undefined): Promise<number> {
+  if (device !== "cuda" || shard !== undefined) return 1;
+  const { deviceCount } = await import("../torch/cuda.ts");
+  return Math.max(1, deviceCount());
+}
+
+/** Each rank asks its share of the questions; rank 0 adds up the answers of all. */
+async function evaluateTogether({ ranks, config }: RankRun, whole: Config, asked: Asked): Promise<void> {
+  const shard = { k: ranks.rank + 1, of: ranks.world };
+  const progress = new Progress();
+  if (ranks.isFirst) claimFolder(asked.folder, decidingSettings(config), asked.overwrite === true);
+  ranks.gather(null); // the folder is this evaluation's
+  await runEvaluation(config, { ...asked, shard, progress, overwrite: false });
+  ranks.gather(null); // all answers are there
+  if (ranks.isFirst) report(whole, await runEvaluation(config, { ...asked, progress, overwrite: false }), undefined);
+}
+
+type Asked = Omit<EvaluationOptions, "progress">;
+
+function report(config: Config, results: EvalResults, shard: Shard | undefined): void {
   const benchmarks = Object.fromEntries(Object.entries(config.data.eval).map(([level, set]) => [level, set.benchmark]));
   if (shard !== undefined) {
     process.stdout.write(

@@ -118,7 +118,7 @@ function barOf(progress: Progress): NonNullable<EvalOptions["onProgress"]> {
 }
 
 /** Takes a folder for one evaluation: the settings in it must be these, or it must hold no answers. */
-function claimFolder(folder: string, decides: DecidingSettings, overwrite: boolean): void {
+export function claimFolder(folder: string, decides: DecidingSettings, overwrite: boolean): void {
   mkdirSync(folder, { recursive: true });
   const before = readSettings(folder);
   const changes =

@@ -10,6 +10,7 @@ import { main } from "../../src/cli/main.ts";
 import { dumpConfig } from "../../src/config/load.ts";
 import type { EvalRecord } from "../../src/eval/answers.ts";
 import { capture } from "../cli/capture.ts";
+import { spawnRanks } from "../distributed/spawn-ranks.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "../trainer/tiny-run.ts";
 
 let world: TinyWorld;
@@ -57,6 +58,21 @@ test("three processes, one whose answers were cut off, find what one process fin
   expect(settings.decides).toEqual(JSON.parse(text(alone, "evaluation.json")).decides);
   expect(settings.ran).toMatchObject({ device: "cpu", processes: 3 });
 });
+
+test("ranks that a scheduler has started ask a share each; rank 0 adds up what one process finds", async () => {
+  const out = capture(process.stdout);
+  capture(process.stderr);
+  const alone = folderOf("alone-too");
+  expect(await evaluate(alone)).toBe(0);
+  const folder = folderOf("ranks");
+  const cli = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+  const results = await spawnRanks(2, cli, ["eval", "--config", configFile, "--run-dir", folder, "--overwrite"]);
+  expect(results.map(({ status, stderr }) => ({ status, stderr }))).toEqual(Array(2).fill({ status: 0, stderr: "" }));
+  expect(results[0]?.stdout.split("\n\nwritten")[0]).toBe(out.text.split("\n\nwritten")[0]);
+  expect(results[1]?.stdout).toBe("");
+  expect(text(folder, "results.json")).toBe(text(alone, "results.json"));
+  expect(text(folder, "answers-easy.jsonl")).toBe(text(alone, "answers-easy.jsonl"));
+}, 60_000);
 
 test("killed in the middle and run again, it asks only what is missing", async () => {
   capture(process.stdout);
