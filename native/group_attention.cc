@@ -10,7 +10,8 @@
 //
 // On CUDA the parts are aten::_flash_attention_forward/backward (bf16, f16), and the forward of b is as many parts as the prompts have chunks
 // (src/model/prompt-chunks.ts), since decode takes a prompt in these chunks and its bits are to be the same. On the CPU each segment is one call
-// of aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys.
+// of aten::_scaled_dot_product_flash_attention_for_cpu (f32, f64, bf16, f16). Both take grouped-query heads without copying keys. On Hopper the backward of
+// all parts is one kernel of our own where it fits (group_attention_backward.h).
 
 #include "group_attention.h"
 
@@ -22,6 +23,7 @@
 #include <tuple>
 #include <vector>
 
+#include "group_attention_backward.h"
 #include "kernels.h"
 #include "runtime.h"
 
@@ -200,6 +202,10 @@ struct GroupAttention : torch::autograd::Function<GroupAttention> {
     const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()), dv = at::empty(v.sizes(), v.options());
     const auto upper = [P](const Tensor& x) { return x.narrow(0, 0, P); };
     const auto lower = [P, C](const Tensor& x) { return x.narrow(0, P, C); };
+    if (const auto sums = gradientSums(dout, q, k, v, attended, groups)) {
+      writeSums(*sums, {}, {}, dq, dk, dv);
+      return {dq, dk, dv, {}};
+    }
     if (q.is_cuda()) {
       const auto shares = gradientShares(dout, q, k, v, attended, groups);
       upper(dq).copy_(shares.prompts.q);

@@ -103,6 +103,37 @@ typedef struct {
 } GroveGatherGradients;
 typedef int (*GroveGatherGradientsLauncher)(const GroveGatherGradients* arguments, void* stream);
 
+// The backward of a group attention of head size 128; shapes and meaning in native/group_attention.cc. dout and out [rows, heads, 128] contiguous; q
+// [rows, heads, 128], k and v [rows, kvHeads, 128] with stride.. values from row to row, a multiple of 8: bfloat16, aligned to 16 bytes. promptLse [heads,
+// promptRows] and completionLse [heads, the other rows]: float32, natural logarithms. cu..: int32 on the device. stats: float32 [2 heads rows], scratch.
+// sumQ [heads, rows, 128], sumK and sumV [kvHeads, rows, 128], float32: the gradients (of q and k: over scale), in the order of kernels/sum_layout.cuh. The
+// last bits differ from run to run.
+typedef struct {
+  const void *dout, *out, *q, *k, *v;
+  const float *promptLse, *completionLse;
+  const int32_t *cuPrompt, *cuGroup, *cuCompletion;
+  void* stats;
+  float *sumQ, *sumK, *sumV;
+  int64_t strideQ, strideK, strideV;
+  int32_t rows, promptRows, prompts, completions, maxPrompt, maxCompletion, heads, kvHeads;
+  float scale;
+} GroveGroupBackward;
+typedef int (*GroveGroupBackwardLauncher)(const GroveGroupBackward* arguments, void* stream);
+// 1 where the current device can run it (compute capability 9.0) with this head size, else 0.
+typedef int (*GroveGroupBackwardFits)(int headDim);
+
+// Those sums as bfloat16, those of q and k times scale and turned back by cosines and sines [rows, 128], bfloat16 or float32, or NULL: not turned. Into dq,
+// dk and dv, stride.. values from row to row, of k and v the same; aligned to 16 bytes.
+typedef struct {
+  const float *sumQ, *sumK, *sumV;
+  const void *cosines, *sines;
+  void *dq, *dk, *dv;
+  int64_t strideQ, strideK;
+  int32_t tableIsBfloat16, rows, heads, kvHeads;
+  float scale;
+} GroveGatherSums;
+typedef int (*GroveGatherSumsLauncher)(const GroveGatherSums* arguments, void* stream);
+
 // positions [A, tokens], axes and frequencies [count], cosines and sines bfloat16 [tokens, 2 * count]; see native/rope_table.cc.
 typedef int (*GroveRopeTableLauncher)(const int64_t* positions, const int64_t* axes, const float* frequencies, void* cosines, void* sines,
                                       int tokens, int count, void* stream);

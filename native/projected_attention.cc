@@ -4,7 +4,8 @@
 // grove::projected_attention    grove::group_attention of them; its arguments follow
 //
 // On CUDA in bfloat16 the backward takes the gradients, those of the attention's parts each, adds them up, turns them back and writes qkv's in one kernel
-// (kernels/gather_gradients.cu); for projected_attention that is five copies, five sums, a rotation and two concatenations by operators. Everywhere else
+// (kernels/gather_gradients.cu); for projected_attention that is five copies, five sums, a rotation and two concatenations by operators. On Hopper
+// there are no parts, and kernels/gather_sums.cu does this (group_attention_backward.h). Everywhere else
 // these are the operators, with their autograd.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -12,6 +13,7 @@
 
 #include "cuda_operand.h"
 #include "group_attention.h"
+#include "group_attention_backward.h"
 #include "kernels.h"
 #include "pointwise.h"
 #include "runtime.h"
@@ -117,8 +119,15 @@ struct ProjectedAttention : torch::autograd::Function<ProjectedAttention> {
     const auto n = ctx->saved_data["ints"].toIntVector();
     const Groups groups{s[5], s[6], s[7], {}, {}, n[0], n[1], n[2], n[3], 0, ctx->saved_data["scale"].toDouble()};
     const Attended attended{s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16]};
-    const auto shares = gradientShares(grads[0].contiguous(), s[0], s[1], s[2], attended, groups);
-    return {gatherGradients(shares, s[3], s[4], s[0].size(0), n[0], {s[0].size(1), s[1].size(1)}), {}, {}, {}, {}, {}};
+    const Tensor &q = s[0], &k = s[1], &v = s[2], dout = grads[0].contiguous();
+    const int64_t H = q.size(1), HK = k.size(1);
+    if (const auto sums = gradientSums(dout, q, k, v, attended, groups)) {
+      const Tensor dqkv = at::empty({q.size(0), H + 2 * HK, q.size(2)}, q.options());
+      writeSums(*sums, s[3], s[4], dqkv.narrow(1, 0, H), dqkv.narrow(1, H, HK), dqkv.narrow(1, H + HK, HK));
+      return {dqkv, {}, {}, {}, {}, {}};
+    }
+    const auto shares = gradientShares(dout, q, k, v, attended, groups);
+    return {gatherGradients(shares, s[3], s[4], q.size(0), n[0], {H, HK}), {}, {}, {}, {}, {}};
   }
 };
 #endif
