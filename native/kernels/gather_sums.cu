@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "../kernels.h"
+#include "launch.cuh"
 #include "rotary_table.cuh"
 #include "sum_layout.cuh"
 
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(kThreads) gatherSums(const GroveGatherSums a) 
   __nv_bfloat16* to = static_cast<__nv_bfloat16*>(isQuery ? a.dq : isValue ? a.dv : a.dk) + row * (isQuery ? a.strideQ : a.strideK) + own * kHead + c;
   const T* cosines = turns ? static_cast<const T*>(a.cosines) + static_cast<int64_t>(row) * kHead : nullptr;
   const T* sines = turns ? static_cast<const T*>(a.sines) + static_cast<int64_t>(row) * kHead : nullptr;
+  waitForPrevious();
   float low[2][8], high[2][8];
   const float scale = isValue ? 1 : a.scale;
   readSums(from + placeOf(a.rows, row, c), scale, low[0], low[1]);
@@ -54,7 +56,6 @@ extern "C" __attribute__((visibility("default"))) int grove_gather_sums(const Gr
   const GroveGatherSums& a = *arguments;
   const dim3 blocks((static_cast<unsigned>(a.rows) * kPieces + kThreads - 1) / kThreads, a.heads + 2 * a.kvHeads);
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  if (a.tableIsBfloat16) gatherSums<__nv_bfloat16><<<blocks, kThreads, 0, on>>>(a);
-  else gatherSums<float><<<blocks, kThreads, 0, on>>>(a);
-  return static_cast<int>(cudaGetLastError());
+  const auto kernel = a.tableIsBfloat16 ? gatherSums<__nv_bfloat16> : gatherSums<float>;
+  return static_cast<int>(launchChained(kernel, blocks, dim3(kThreads), 0, on, a));
 }

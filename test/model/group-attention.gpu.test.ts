@@ -24,6 +24,22 @@ const layouts: Record<string, Segments & { heads: [number, number, number] }> = 
   },
   "Qwen2-VL-2B heads": { promptLengths: [61], completionLengths: [[9, 30, 31, 65]], heads: [12, 2, 128] },
   "empty completions, one-token prompt": { promptLengths: [1, 40], completionLengths: [[3, 0], []], heads: [4, 2, 32] },
+  "lengths about a block of 128 keys or 64 queries": {
+    promptLengths: [64, 1, 65, 127, 129, 128],
+    completionLengths: [[63, 0, 64], [], [65, 1], [127, 129], [128, 0, 1], [3]],
+    heads: [8, 1, 128],
+  },
+  "a long completion, as many key heads as query heads": {
+    promptLengths: [130, 63],
+    completionLengths: [[700, 20], [300]],
+    heads: [3, 3, 128],
+  },
+  "more segments than a warp has lanes": {
+    promptLengths: Array.from({ length: 40 }, (_, i) => 30 + i),
+    completionLengths: Array.from({ length: 40 }, (_, i) => [17, i % 4]),
+    heads: [4, 2, 128],
+  },
+  "prompts only, head size 128": { promptLengths: [7, 300], completionLengths: [[], []], heads: [8, 8, 128] },
   "prompts only": { promptLengths: [7, 300], completionLengths: [[], []], heads: [8, 8, 64] },
   "a head size that is padded inside": {
     promptLengths: [50, 3],
