@@ -26,7 +26,7 @@ struct Arguments {
 struct Segment {
   int keyRow, length, firstRow, endRow;
 
-  // How many of the keys rows `first` to `last` of the tile see at most and, `every`, at least.
+  // How many of the keys the rows from `first` to `last` of the tile see, the row that sees the most, or the one that sees the fewest.
   __device__ __forceinline__ int seen(int first, int last) const {
     const int row = min(last, endRow - 1);
     return row < max(first, firstRow) ? 0 : min(length, row - firstRow + 1);
@@ -43,7 +43,8 @@ struct Item {
   Segment segment[kMostSegments];
 };
 
-// The group of item `index` among those of groups of cu[g + 1] - cu[g] rows each; `index` becomes that in the group, or less by all of them: -1.
+// The group that item `index` belongs to, where group g has cu[g + 1] - cu[g] rows; `index` becomes that within the group. -1 where there are fewer
+// items; `index` is less by their number then.
 __device__ __forceinline__ int findGroup(const int* cu, int groups, int heads, int& index) {
   const int lane = threadIdx.x % 32;
   for (int first = 0; first < groups; first += 32) {
