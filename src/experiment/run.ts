@@ -25,6 +25,7 @@ export interface RunOrder {
   onLines?: (lines: readonly Line[]) => boolean;
   /** Ends the run in an orderly way: the experiment itself is asked to stop. */
   signal: AbortSignal;
+  maxMinutes?: number | undefined;
   pollMs?: number;
 }
 
@@ -88,8 +89,7 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
     stopped ||= lines.length > 0 && onLines?.(lines) === true;
     if (stopped) tell();
   };
-  const killNow = () => child.kill("SIGKILL");
-  process.once("exit", killNow);
+  killAtExit(child);
   signal.addEventListener("abort", tell, { once: true });
   if (signal.aborted) tell();
   let problem: unknown;
@@ -101,21 +101,43 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
       tell();
     }
   }, order.pollMs ?? POLL_MS);
+  let late = false;
+  const tooLong = () => {
+    late = true;
+    tell();
+  };
+  const limit = order.maxMinutes === undefined ? undefined : setTimeout(tooLong, order.maxMinutes * 60_000);
   const { code, by } = await ended;
   clearInterval(poll);
+  clearTimeout(limit);
   clearTimeout(kill);
   signal.removeEventListener("abort", tell);
-  process.off("exit", killNow);
   if (problem !== undefined) throw problem;
 
   look(); // a run may end before it is told to
   const end = { lines, seconds: (performance.now() - start) / 1000 };
   if (stopped) return { how: "stopped", ...end };
   if (code === 0 && (evaluates || output.result()?.finished === true)) return { how: "finished", ...end };
+  if (late) return { how: "failed", ...end, reason: `took longer than maxMinutes: ${order.maxMinutes}` };
   if (signal.aborted) return { how: "interrupted", ...end };
   const reason = by ?? (code === 0 ? "was stopped by a signal" : `ended with status ${code}`);
   const said = output.tail();
   return { how: "failed", ...end, reason: said === "" ? reason : `${reason}\n${said}` };
+}
+
+const alive = new Set<ChildProcess>();
+
+/** Where this process ends without waiting for its runs, they end too. */
+function killAtExit(child: ChildProcess): void {
+  if (alive.size === 0) process.once("exit", killAll);
+  alive.add(child);
+  child.once("close", () => {
+    if (alive.delete(child) && alive.size === 0) process.off("exit", killAll);
+  });
+}
+
+function killAll(): void {
+  for (const child of alive) child.kill("SIGKILL");
 }
 
 /** Writes a child's output to a file; keeps its last line on standard output, and the error message where there is one. */
