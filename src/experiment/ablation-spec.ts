@@ -65,6 +65,7 @@ export interface Ablation
   parallel?: number | undefined;
   gpusPerRun: number;
   maxFailed: number;
+  maxMinutes?: number | undefined;
   base: string;
   variants: string[];
   /** In the order in which they are begun: all variants with the first seed, then with the next. */

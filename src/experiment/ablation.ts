@@ -158,7 +158,7 @@ async function runJob(state: JobState, { ablation, options, journal, jobs, slot,
     const own = journal.events.filter((event) => event.variant === variant && event.seed === seed);
     if (hasFinished(own, stage)) continue;
     const place = stage === "train" ? trainOrder(job, folder) : evalOrder(job, folder);
-    const end = await makeRun(options.program, { ...place, slot, signal });
+    const end = await makeRun(options.program, { ...place, slot, signal, maxMinutes: ablation.maxMinutes });
     if (end.how === "interrupted") return;
     const how = end.how === "finished" ? "finished" : "failed";
     const step = end.lines.at(-1)?.step ?? 0;

@@ -25,6 +25,7 @@ export interface RunOrder {
   onLines?: (lines: readonly Line[]) => boolean;
   /** Ends the run in an orderly way: the experiment itself is asked to stop. */
   signal: AbortSignal;
+  maxMinutes?: number | undefined;
   pollMs?: number;
 }
 
@@ -101,8 +102,15 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
       tell();
     }
   }, order.pollMs ?? POLL_MS);
+  let late = false;
+  const tooLong = () => {
+    late = true;
+    tell();
+  };
+  const limit = order.maxMinutes === undefined ? undefined : setTimeout(tooLong, order.maxMinutes * 60_000);
   const { code, by } = await ended;
   clearInterval(poll);
+  clearTimeout(limit);
   clearTimeout(kill);
   signal.removeEventListener("abort", tell);
   process.off("exit", killNow);
@@ -112,6 +120,7 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
   const end = { lines, seconds: (performance.now() - start) / 1000 };
   if (stopped) return { how: "stopped", ...end };
   if (code === 0 && (evaluates || output.result()?.finished === true)) return { how: "finished", ...end };
+  if (late) return { how: "failed", ...end, reason: `took longer than maxMinutes: ${order.maxMinutes}` };
   if (signal.aborted) return { how: "interrupted", ...end };
   const reason = by ?? (code === 0 ? "was stopped by a signal" : `ended with status ${code}`);
   const said = output.tail();

@@ -13,7 +13,7 @@ export interface Slot {
 
 /**
  * On cuda each slot has `gpusPerRun` GPUs; where more slots are asked for than that gives, they take turns on them (a small policy leaves most
- * of a GPU idle). A config that names one GPU, cuda:N, keeps it.
+ * of a GPU idle). A config that names one GPU, cuda:N, keeps it. Threads that the config leaves open are shared out.
  * @param gpus the visible GPUs, as CUDA_VISIBLE_DEVICES names them
  * @throws ConfigError where there are fewer GPUs than a run wants
  */
@@ -23,17 +23,20 @@ export function slotsFor(
   gpus: readonly string[],
   cores: number,
 ): Slot[] {
+  const shared = (count: number) => {
+    const share = Math.max(1, Math.floor(cores / count));
+    return threads === 0 && count > 1 ? [`threads=${share}`] : [];
+  };
   if (device !== "cuda") {
     const count = parallel ?? 1;
-    const share = Math.max(1, Math.floor(cores / count));
-    const set = device === "cpu" && threads === 0 && count > 1 ? [`threads=${share}`] : [];
-    return Array.from({ length: count }, () => ({ env: {}, set }));
+    return Array.from({ length: count }, () => ({ env: {}, set: shared(count) }));
   }
   const places = Math.floor(gpus.length / gpusPerRun);
   if (places === 0) throw new ConfigError(`gpusPerRun is ${gpusPerRun}, but ${gpus.length} GPUs are visible`);
-  return Array.from({ length: parallel ?? places }, (_, i) => {
+  const count = parallel ?? places;
+  return Array.from({ length: count }, (_, i) => {
     const first = (i % places) * gpusPerRun;
-    return { env: { CUDA_VISIBLE_DEVICES: gpus.slice(first, first + gpusPerRun).join(",") }, set: [] };
+    return { env: { CUDA_VISIBLE_DEVICES: gpus.slice(first, first + gpusPerRun).join(",") }, set: shared(count) };
   });
 }
 

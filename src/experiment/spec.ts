@@ -42,6 +42,11 @@ export const commonKeys = {
     .boolean()
     .default(false)
     .meta({ description: "Let runs save checkpoints and trained models, as their config says." }),
+  maxMinutes: z
+    .number()
+    .positive()
+    .optional()
+    .meta({ description: "A run that takes longer has failed and is ended; not set: no limit." }),
   maxFailed: z
     .number()
     .int()

@@ -103,6 +103,7 @@ export function readSweep(file: string, { set = [], ...changes }: SweepChanges =
     trials: _trials,
     parallel: _parallel,
     maxFailed: _failed,
+    maxMinutes: _minutes,
     ...decides
   } = spec;
   return {

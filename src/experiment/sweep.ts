@@ -112,7 +112,7 @@ async function runTrial(trial: Trial, work: TrialWork): Promise<void> {
     const runDir = path.join(folder, `seed-${seed}`);
     const args = [command, "--config", file];
     const onLines = (lines: readonly Line[]) => judge.stops(lines);
-    const end = await makeRun(options.program, { args, runDir, slot, onLines, signal });
+    const end = await makeRun(options.program, { args, runDir, slot, onLines, signal, maxMinutes: sweep.maxMinutes });
     if (end.how === "interrupted") return;
     const run = runOf(seed, end, judge, sweep, runDir);
     journal.add({ event: "ended", trial: trial.trial, ...run });

@@ -149,6 +149,13 @@ test("a metric that runs do not have ends the sweep at once, with the one that w
   expect(place.starts()).toHaveLength(1);
 });
 
+test("a run that takes too long has failed", async () => {
+  process.env.FAKE_STEP_MS = "100000";
+  const { trials } = await run(place.write("late", { trials: 1, maxMinutes: 0.01 }));
+  delete process.env.FAKE_STEP_MS;
+  expect(trials[0]).toMatchObject({ status: "failed", runs: [{ reason: "took longer than maxMinutes: 0.01" }] });
+});
+
 test("a folder is one sweep's", async () => {
   const file = place.write("owned", { trials: 1 });
   await run(file);
