@@ -8,6 +8,7 @@
  * A killed ablation goes on where it was, and variants, seeds and metrics may be added to one.
  */
 
+import { setMaxListeners } from "node:events";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { dumpConfig, parseConfig } from "../config/load.ts";
@@ -65,6 +66,7 @@ export async function runAblation(
   using journal = new Journal<AblationEvent>(folder.journalFile);
   const stop = new AbortController();
   const signal = AbortSignal.any([options.signal, stop.signal]);
+  setMaxListeners(0, signal); // one for each run at a time
   const jobs = ablation.jobs.map((job) => stateOf(job, ablation, journal.events, options.retryFailed === true));
   for (const state of jobs) keepConfig(state, journal.events);
   const free = [...options.slots];

@@ -89,8 +89,7 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
     stopped ||= lines.length > 0 && onLines?.(lines) === true;
     if (stopped) tell();
   };
-  const killNow = () => child.kill("SIGKILL");
-  process.once("exit", killNow);
+  killAtExit(child);
   signal.addEventListener("abort", tell, { once: true });
   if (signal.aborted) tell();
   let problem: unknown;
@@ -113,7 +112,6 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
   clearTimeout(limit);
   clearTimeout(kill);
   signal.removeEventListener("abort", tell);
-  process.off("exit", killNow);
   if (problem !== undefined) throw problem;
 
   look(); // a run may end before it is told to
@@ -125,6 +123,21 @@ export async function makeRun(program: Program, order: RunOrder): Promise<RunEnd
   const reason = by ?? (code === 0 ? "was stopped by a signal" : `ended with status ${code}`);
   const said = output.tail();
   return { how: "failed", ...end, reason: said === "" ? reason : `${reason}\n${said}` };
+}
+
+const alive = new Set<ChildProcess>();
+
+/** Where this process ends without waiting for its runs, they end too. */
+function killAtExit(child: ChildProcess): void {
+  if (alive.size === 0) process.once("exit", killAll);
+  alive.add(child);
+  child.once("close", () => {
+    if (alive.delete(child) && alive.size === 0) process.off("exit", killAll);
+  });
+}
+
+function killAll(): void {
+  for (const child of alive) child.kill("SIGKILL");
 }
 
 /** Writes a child's output to a file; keeps its last line on standard output, and the error message where there is one. */

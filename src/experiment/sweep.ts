@@ -8,6 +8,7 @@
  * A killed sweep goes on where it was: what its journal says has ended is not made again.
  */
 
+import { setMaxListeners } from "node:events";
 import { mkdirSync } from "node:fs";
 import path from "node:path";
 import { dumpConfig } from "../config/load.ts";
@@ -48,6 +49,7 @@ export async function runSweep(sweep: Sweep, options: SweepOptions): Promise<{ t
   const trials = trialsOf(events, sweep.seeds);
   const stop = new AbortController();
   const signal = AbortSignal.any([options.signal, stop.signal]);
+  setMaxListeners(0, signal); // one for each run at a time
   const free = [...options.slots];
   const running = new Set<Promise<void>>();
   const errors: unknown[] = [];
