@@ -109,11 +109,17 @@ function rowsOf(
       pSeeds: seeds.p,
       questions: shared.length === 0 ? null : byQuestion(shared),
     };
-    const shown = interval ?? (own.length === 1 ? (own[0]?.wilson ?? null) : null);
+    const shown =
+      (counts === undefined ? interval : withinOne(interval)) ?? (own.length === 1 ? (own[0]?.wilson ?? null) : null);
     return [
       { variant, values, mean, interval: shown, against: variant === base || pairs.length === 0 ? null : against },
     ];
   });
+}
+
+/** Student's t knows no bounds, a share does. */
+function withinOne(interval: Interval | null): Interval | null {
+  return interval === null ? null : [Math.max(0, interval[0]), Math.min(1, interval[1])];
 }
 
 /** Questions of all seeds together. */
