@@ -224,7 +224,7 @@ export function ablationPage(ablation: Ablation, jobs: readonly JobState[], tabl
     {
       title: "Learning curves",
       note: "Mean over seeds, smoothed; the band goes from the lowest to the highest seed.",
-      body: plotSvg(panels, { title: "" }),
+      body: plotSvg(panels, { title: "Variants by step" }),
     },
     { title: "Runs", body: htmlTable(runRows(jobs)) },
   ];

@@ -65,6 +65,7 @@ export function parallelCoordinates(
   ]);
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${fixed(width)} ${HEIGHT}" width="${fixed(width)}" height="${HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="12">`,
+    "<title>Settings and objective of every trial</title>",
     ...lines,
     ...drawn,
     "</svg>",

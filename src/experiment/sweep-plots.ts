@@ -97,5 +97,5 @@ export function curvesSvg(
     .map((series, i, all) => ({ ...series, color: colorOf(0.95 - (0.95 * i) / all.length) }));
   const others = curves.slice(NAMED_CURVES).map((series) => ({ ...series, faint: true, color: "#888" }));
   const panel = { title: metric, yLabel: metric, series: [...others, ...named] };
-  return plotSvg([panel], { title: "" });
+  return plotSvg([panel], { title: `${metric} by step` });
 }
