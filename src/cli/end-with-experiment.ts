@@ -7,4 +7,5 @@ export async function endWithExperiment(): Promise<void> {
   if (experiment === undefined || process.env[LAUNCHER] !== undefined) return; // a rank ends with its launcher
   const { endWithParent } = await import("../torch/distributed.ts");
   endWithParent(Number(experiment));
+  process.env[EXPERIMENT] = String(process.pid); // processes of an evaluation end with this one, their parent
 }

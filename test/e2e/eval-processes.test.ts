@@ -9,6 +9,7 @@ import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { main } from "../../src/cli/main.ts";
 import { dumpConfig } from "../../src/config/load.ts";
 import type { EvalRecord } from "../../src/eval/answers.ts";
+import { EXPERIMENT } from "../../src/experiment/run.ts";
 import { capture } from "../cli/capture.ts";
 import { spawnRanks } from "../distributed/spawn-ranks.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "../trainer/tiny-run.ts";
@@ -72,6 +73,21 @@ test("ranks that a scheduler has started ask a share each; rank 0 adds up what o
   expect(results[1]?.stdout).toBe("");
   expect(text(folder, "results.json")).toBe(text(alone, "results.json"));
   expect(text(folder, "answers-easy.jsonl")).toBe(text(alone, "answers-easy.jsonl"));
+}, 60_000);
+
+test("several processes of a run that an experiment has started", async () => {
+  const folder = folderOf("of-experiment");
+  const cli = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url));
+  const args = ["--import", "tsx", cli, "eval", "--config", configFile, "--run-dir", folder, "--processes", "2"];
+  const env = { ...process.env, [EXPERIMENT]: String(process.pid) };
+  const child = spawn(process.execPath, args, { env, stdio: ["ignore", "ignore", "pipe"] });
+  let stderr = "";
+  child.stderr.on("data", (text) => {
+    stderr += text;
+  });
+  const status = await new Promise((resolve) => child.once("close", resolve));
+  expect({ status, error: /error \[.*/.exec(stderr)?.[0] }).toEqual({ status: 0, error: undefined });
+  expect(existsSync(path.join(folder, "results.json"))).toBe(true);
 }, 60_000);
 
 test("killed in the middle and run again, it asks only what is missing", async () => {
