@@ -37,14 +37,19 @@ export interface Trial {
   value: number | null;
 }
 
-/** Trials in the order of their numbers. Of a run that an earlier process did not finish, rungs are left out: it is made again. */
+/**
+ * Trials in the order of their numbers. Of a run that an earlier process did not finish, rungs are left out: it is made again. One that failed and
+ * was made once more counts as it ended last.
+ */
 export function trialsOf(events: readonly SweepEvent[], seeds: readonly number[]): Trial[] {
   const trials: Trial[] = [];
-  for (const event of events) {
+  const runOf = (event: SweepEvent) => (event.event === "ended" ? `${event.trial} ${event.seed}` : undefined);
+  const latest = new Map(events.map((event, i) => [runOf(event), i]));
+  for (const [i, event] of events.entries()) {
     if (event.event === "proposed") {
       const { trial, params } = event;
       trials[trial] = { trial, params, status: "open", runs: [], rungs: [], value: null };
-    } else if (event.event === "ended") {
+    } else if (event.event === "ended" && latest.get(runOf(event)) === i) {
       const { event: _event, trial, ...run } = event;
       endRun(trials[trial] as Trial, run, seeds);
     }

@@ -117,6 +117,17 @@ test("a grid tries everything once, a failing setting counts as the worst, and i
   );
 });
 
+test("runs that failed and were made once more have finished for good", async () => {
+  const file = place.write("retried", { trials: 2 });
+  const broken = { program: process.execPath, args: ["-e", "process.exit(1)", "--"] };
+  const failed = await run(file, { program: broken });
+  expect(failed.trials.map(({ status }) => status)).toEqual(["failed", "failed"]);
+  const retried = await run(file, { retryFailed: true });
+  expect(retried.trials.map(({ status }) => status)).toEqual(["finished", "finished"]);
+  expect(outcome((await run(file)).trials)).toEqual(outcome(retried.trials));
+  expect(place.starts()).toHaveLength(2);
+});
+
 test("what a file gets wrong is said before anything starts", async () => {
   const message = (changes: object) => {
     try {
