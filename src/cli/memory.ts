@@ -13,18 +13,24 @@ const GIB = 2 ** 30;
 
 /** @throws ConfigError where --nproc does not fit */
 export function planDevice(stage: Stage, config: Config, { nproc, deviceMemory }: PlanFlags): PlanDevice {
-  const { ranks, from } = stage === "eval" ? { ranks: 1, from: "each process" } : plannedRanks(config, nproc);
+  const eachGpu = { ranks: 1, here: Number.POSITIVE_INFINITY, from: "each process" };
+  const { ranks, here, from } = stage === "eval" ? eachGpu : plannedRanks(config, nproc);
   if (deviceMemory !== undefined) return { ranks, from, bytes: deviceMemory * GIB, of: "--device-memory" };
-  return { ranks, from, ...memoryHere(config) };
+  return { ranks, from, ...memoryHere(config, here) };
 }
 
-/** Of the smallest GPU that a rank of this machine would have; null where there is none. */
-function memoryHere({ device }: Config): { bytes: number | null; of: string } {
+/**
+ * Of the smallest GPU that one of this machine's `ranks` would have; null where there is none. GPUs that are not alike count from the largest on: which
+ * of them CUDA numbers first is its own choice.
+ */
+function memoryHere({ device }: Config, ranks: number): { bytes: number | null; of: string } {
   if (device === "cpu") return { bytes: totalmem(), of: "this machine" };
   const gpus = visibleGpus();
   const index = /^cuda:(\d+)$/.exec(device)?.[1];
-  const used = index === undefined ? gpus : gpus.slice(Number(index), Number(index) + 1);
-  return { bytes: used.length === 0 ? null : Math.min(...used.map(({ bytes }) => bytes)), of: "this machine" };
+  const sizes = gpus.map(({ bytes }) => bytes);
+  const used =
+    index === undefined ? sizes.sort((a, b) => b - a).slice(0, ranks) : sizes.slice(Number(index), Number(index) + 1);
+  return { bytes: used.length === 0 ? null : Math.min(...used), of: "this machine" };
 }
 
 /**

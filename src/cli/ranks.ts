@@ -82,6 +82,8 @@ function logOf({ runDir }: Config, { rank, startedBy }: Place): string {
 /** How many ranks a job has that a command begins or belongs to, and who says so. */
 export interface RankCount {
   ranks: number;
+  /** Of them on this machine. */
+  here: number;
   from: string;
 }
 
@@ -91,17 +93,18 @@ export interface RankCount {
  */
 export function plannedRanks(config: Config, nproc?: number): RankCount {
   const place = readPlace(process.env);
-  if (place !== null && !isPod(place, nproc)) return { ranks: place.world, from: place.startedBy };
+  if (place !== null && !isPod(place, nproc))
+    return { ranks: place.world, here: place.localWorld, from: place.startedBy };
   const machines = place?.world ?? 1;
   const count = nproc ?? (config.device === "cuda" ? oneEach(visibleGpus().length, config) : 1);
   checkCount(config, count * machines, nproc);
-  const here =
+  const by =
     nproc !== undefined
       ? `--nproc ${nproc}`
       : config.device === "cuda"
         ? "the visible GPUs"
         : `device: ${config.device}`;
-  return { ranks: count * machines, from: machines > 1 ? `${here} on each of ${machines} machines` : here };
+  return { ranks: count * machines, here: count, from: machines > 1 ? `${by} on each of ${machines} machines` : by };
 }
 
 /** A pod of Kubeflow's that starts several ranks itself. */

@@ -94,6 +94,9 @@ test("a run that this machine's GPUs cannot hold is refused before anything is l
     expect(err.text).toMatch(
       /^error \[MEMORY\] each of 2 ranks needs [\d.]+ GiB on cuda, \+- [\d.]+, and this machine has 24\.00/,
     );
+    out.text = "";
+    expect(await main(["grpo", "--dry-run", "--config", at("8xa100.yaml"), "--nproc", "1"])).toBe(1);
+    expect(out.text).toMatch(/^# does not fit 40\.00 GiB \(this machine\)/m); // the other GPU has no rank
     process.env.CUDA_VISIBLE_DEVICES = "0";
     expect(await main(["grpo", "--config", at("8xa100.yaml")])).toBe(1);
     expect(err.text).toMatch(/error \[MEMORY\] this run needs [\d.]+ GiB .* this machine has 40\.00/);
