@@ -21,6 +21,8 @@ export interface Planned {
   config: Config;
   shape: Qwen2VLConfig;
   size: QuestionSize | null;
+  /** The least that questions and completions may come to, where `size` is the most; default: `size`. */
+  shortest?: QuestionSize | null | undefined;
   ranks: number;
   records?: number | undefined;
   device: number | null; // bytes
@@ -54,7 +56,8 @@ export function outsideBytes({ device }: Config, ranks: number): number {
 }
 
 /** Where prompts are not known: by what is always there alone, which may be too much already. */
-export function fitOf({ stage, config, shape, size, ranks, records, device }: Planned): Fit {
+export function fitOf(planned: Planned): Fit {
+  const { stage, config, shape, size, ranks, records, device } = planned;
   const known = size ?? { prompt: 0, vision: 0, completion: 0 };
   const setting: PlanSetting = { ranks, records, device };
   const levels = size === null || stage === "eval" ? null : levelsOf(stage, config, shape, size, setting);
@@ -71,13 +74,20 @@ export function fitOf({ stage, config, shape, size, ranks, records, device }: Pl
     device === null
       ? "unknown"
       : needs - slack > device
-        ? "cannot"
+        ? canBeShorter(planned)
+          ? "tight"
+          : "cannot"
         : size === null
           ? "unknown"
           : needs + slack > device
             ? "tight"
             : "fits";
   return { parts, recompute: levels?.chosen ?? null, peak, needs, verdict };
+}
+
+/** Whether shorter questions and completions than the longest that are allowed might fit. */
+function canBeShorter({ shortest, ...planned }: Planned): boolean {
+  return shortest != null && fitOf({ ...planned, size: shortest }).verdict !== "cannot";
 }
 
 const CERTAIN = new Set(["weights", "reference", "gradients", "optimizer"]);

@@ -55,10 +55,11 @@ export async function makePlan(
   const training = sets.filter(({ name }) => name.startsWith("train"));
   const known = training.length > 0 && training.every(({ samples }) => samples.length > 0);
   const records = known ? training.reduce((sum, { samples }) => sum + samples.length, 0) : undefined;
+  const { size, shortest } = lengths;
   const memory =
     shape === null
       ? null
-      : memoryPlan({ stage, config, shape, size: lengths.size, ranks: at.ranks, records, device: at.bytes }, at.of);
+      : memoryPlan({ stage, config, shape, size, shortest, ranks: at.ranks, records, device: at.bytes }, at.of);
   return {
     lines: [
       `plan of ${stage}`,

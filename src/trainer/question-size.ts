@@ -26,6 +26,8 @@ type Asked = { source: DataSource; samples: readonly Sample[] };
 
 export interface Lengths {
   size: QuestionSize | null;
+  /** The least it may be: videos of data.minFrames where they were not looked at, completions that end at once. */
+  shortest: QuestionSize | null;
   /** How the numbers came about. */
   basis: string;
 }
@@ -48,13 +50,17 @@ export async function questionSize(
     processor === null ? response.length / CHARACTERS_PER_TOKEN : processor.tokenizer.encode(response).length + 2,
   );
   const completion = stage === "sft" ? Math.round(mean(responses)) : limit;
+  const shortest = stage === "sft" || config.rollout.ignoreEos ? completion : 1;
   const measured = processor === null || !decode ? [] : await measure(some, config, processor);
   if (measured.length > 0) {
     const prompt = Math.round(mean(measured.map((one) => one.prompt)));
     const vision = Math.round(mean(measured.map((one) => one.vision)));
-    return { size: { prompt, vision, completion }, basis: `mean of ${measured.length} questions` };
+    const size = { prompt, vision, completion };
+    return { size, shortest: { ...size, completion: shortest }, basis: `mean of ${measured.length} questions` };
   }
-  return estimate(config, shape, set, some, completion);
+  const most = estimate(config, shape, set, some, completion);
+  const fewest = { ...config, data: { ...config.data, maxFrames: config.data.minFrames } };
+  return { ...most, shortest: estimate(fewest, shape, set, some, shortest).size };
 }
 
 /** Lengths of the samples that can be measured; none where a file is missing. What is wrong with the data is check-data's business. */
@@ -81,7 +87,7 @@ function estimate(
   set: Asked | undefined,
   some: readonly Sample[],
   completion: number,
-): Lengths {
+): Omit<Lengths, "shortest"> {
   const source = set?.source ?? config.data.train[0] ?? Object.values(config.data.eval)[0];
   const usual = { videos: 1, images: source?.format === "longvideobench" ? 0 : 1 };
   const perQuestion = (kind: string) =>

@@ -141,6 +141,19 @@ test("prompts that are not known: what is certainly there decides, or nothing do
   expect(memoryPlan({ ...at, device: 60 * GIB }, "x").refusal?.message).toMatch(/alone need [\d.]+ GiB/);
 });
 
+test("completions that may be shorter: refused is only what does not fit with the shortest", () => {
+  const long = config({ optimizer: { offload: "cpu" }, rollout: { maxNewTokens: 8192 } });
+  const size = { prompt: 849, vision: 729, completion: 8192 };
+  const at = planned({ config: long, size, device: 80 * GIB });
+  expect(fitOf(at).verdict).toBe("cannot");
+  const shortest = { ...size, completion: 1 };
+  const { lines, refusal } = memoryPlan({ ...at, shortest }, "this machine");
+  expect(refusal).toBeNull();
+  expect(lines.find((line) => line.startsWith("may not fit 80.00 GiB"))).toMatch(/needs 9\d\./);
+  expect(lines.some((line) => line.startsWith("  it fits with "))).toBe(true);
+  expect(fitOf({ ...at, shortest, device: 40 * GIB }).verdict).toBe("cannot");
+});
+
 test("nothing helps a model that is too large whatever is done", () => {
   const at = planned({ shape: releasedConfig("72B"), device: 10 * GIB });
   expect(remediesFor(at)).toEqual([]);
