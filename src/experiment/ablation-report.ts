@@ -13,7 +13,7 @@ import { readMetrics } from "../trainer/run-folder.ts";
 import { evalFolder, type JobState } from "./ablation.ts";
 import type { Ablation } from "./ablation-spec.ts";
 import { htmlPage, htmlTable, type Section } from "./html.ts";
-import { metricAt, missingMetric } from "./objective.ts";
+import { type Line, metricAt, missingMetric } from "./objective.ts";
 import { number } from "./sweep-report.ts";
 
 type Interval = readonly [low: number, high: number];
@@ -64,17 +64,21 @@ export function ablationTables(ablation: Ablation, jobs: readonly JobState[]): M
     return { metric: `accuracy ${level}`, rows: rowsOf(ablation, tallies, counts) };
   });
   const ofMetrics = ablation.metrics.map((metric) => {
-    const figures = done
-      .filter(({ job }) => job.command !== "none")
-      .map((state) => {
-        const lines = readMetrics(path.join(state.folder, "metrics.jsonl"));
-        const value = metricAt(lines, { metric, window: ablation.window });
-        if (value === undefined) throw missingMetric(metric, lines, `metrics: ${state.folder}`);
-        return { state, value };
-      });
+    const trained = done.filter(({ job }) => job.command !== "none");
+    const figures = trained.flatMap((state) => {
+      const value = metricAt(linesOf(state), { metric, window: ablation.window });
+      return value === undefined ? [] : [{ state, value }]; // SFT has no rewards, GRPO no loss/sft
+    });
+    const [first] = trained;
+    if (figures.length === 0 && first !== undefined)
+      throw missingMetric(metric, trained.flatMap(linesOf), `metrics: ${first.folder}`);
     return { metric, rows: rowsOf(ablation, figures) };
   });
   return [...ofLevels, ...ofMetrics];
+}
+
+function linesOf({ folder }: JobState): Line[] {
+  return readMetrics(path.join(folder, "metrics.jsonl"));
 }
 
 interface Figure {

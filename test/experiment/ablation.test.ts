@@ -63,6 +63,20 @@ test("variants with every seed: figures, intervals, tests, curves, and the exact
   expect(page).not.toMatch(/<script|<link|src=/);
 });
 
+test("a metric that one kind of run has and another has not", async () => {
+  const variants = { sft: { command: "sft" }, grpo: { from: "sft" } };
+  const file = write("mixed", { seeds: [1], variants, metrics: ["reward/accuracy", "loss/sft"] });
+  const { jobs } = await run(file);
+  const tables = ablationTables(readAblation(file), jobs);
+  expect(tables.map(({ metric, rows }) => [metric, rows.map(({ variant }) => variant)])).toEqual([
+    ["accuracy L1", ["sft", "grpo"]],
+    ["reward/accuracy", ["grpo"]],
+    ["loss/sft", ["sft"]],
+  ]);
+  const wrong = readAblation(write("mixed", { seeds: [1], variants, metrics: ["reward/acuracy"] }));
+  expect(() => ablationTables(wrong, jobs)).toThrow(/no metric reward\/acuracy; did you mean reward\/accuracy\?/);
+});
+
 test("stopped, gone on with, extended, and never made twice", async () => {
   const file = write("stopped", { seeds: [1, 2] });
   const stop = new AbortController();

@@ -43,7 +43,8 @@ for (let step = 1; step <= steps; step++) {
   await sleep(Number(process.env.FAKE_STEP_MS ?? 1));
   if (process.ppid !== parent) process.exit(1);
   const value = 1 / (1 + distance) + 0.001 * (config.seed % 7) + 0.01 * (step / steps);
-  appendFileSync(`${runDir}/metrics.jsonl`, `${JSON.stringify({ step, "reward/accuracy": value })}\n`);
+  const metric = command === "sft" ? "loss/sft" : "reward/accuracy";
+  appendFileSync(`${runDir}/metrics.jsonl`, `${JSON.stringify({ step, [metric]: value })}\n`);
 }
 if (config.trainer.saveFinal) {
   mkdirSync(`${runDir}/final`);
