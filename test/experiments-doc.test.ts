@@ -11,6 +11,7 @@ import { cli } from "../src/cli/main.ts";
 import { jsonLine } from "../src/cli/train.ts";
 import { knobPaths } from "../src/config/schema-tree.ts";
 import { ablationSchema, readAblation } from "../src/experiment/ablation-spec.ts";
+import { type Halving, rungsOf } from "../src/experiment/halving.ts";
 import { commonKeys } from "../src/experiment/spec.ts";
 import { readSweep, sweepSchema } from "../src/experiment/sweep-spec.ts";
 import { capture } from "./cli/capture.ts";
@@ -36,7 +37,12 @@ function fileOf(kind: string): string {
 test("the example files are in order", () => {
   const sweep = readSweep(fileOf(" sweep"));
   expect(sweep).toMatchObject({ trials: 24, seeds: [1, 2], objective: { metric: "eval/L1/accuracy", window: 10 } });
+  const { halving } = sweep;
+  const { steps, evalEvery } = sweep.configOf({}).trainer;
+  const rungs = rungsOf(halving as Halving, steps as number);
+  expect(rungs.filter((rung) => rung % evalEvery !== 0)).toEqual([]); // each rung has a figure of its own
   const ablation = readAblation(fileOf("n ablation"));
+  expect(ablation.gpusPerRun).toBe(sweep.gpusPerRun); // both run the config of eight GPUs
   expect(ablation.variants).toEqual(["vanilla", "sft", "grpo", "no-kl", "group-4"]);
   expect(ablation.jobs.find(({ variant, seed }) => variant === "no-kl" && seed === 2)?.config.model.path).toMatch(
     /variant-sft\/seed-2\/final$/,
@@ -107,6 +113,7 @@ test.each(python)("%s: Python reads it, and its commands are ours", async (_tool
   );
   expect(words.slice(0, 3)).toEqual(["npm", "run", "--silent"]);
   expect(words.at(-1)).toBe("--json");
+  expect(words).toContain("trainer.saveEvery=0"); // no checkpoints of every trial
   capture(process.stdout);
   await cli([words[3] as string, ...words.slice(5), "--set", `${knobs[0]}=0.1`, "--dry-run"]).parseAsync();
 });
