@@ -1,7 +1,7 @@
 /** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
 
 import path from "node:path";
-import type { Config } from "../config/schema.ts";
+import { type Config, configSchema } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
@@ -304,9 +304,13 @@ export function sharedKnobs(config: Config): Record<string, string> {
   return Object.fromEntries([...leaves(config)].filter(([knob]) => !OWN_KNOBS.some((own) => own.test(knob))));
 }
 
-/** `optimizer.learningRate: 0.001 -> 0.002` for every knob in which two configs differ, free ones left out. */
+/**
+ * `optimizer.learningRate: 0.001 -> 0.002` for every knob in which two configs differ, free ones left out. A knob that there was not yet when `before` was
+ * saved counts by its default.
+ */
 export function changedKnobs(before: Config, now: Config): string[] {
-  const old = leaves(before);
+  const completed = configSchema.safeParse(before);
+  const old = leaves(completed.success ? completed.data : before);
   const current = leaves(now);
   return [...new Set([...old.keys(), ...current.keys()])]
     .filter((knob) => old.get(knob) !== current.get(knob) && !FREE_KNOBS.some((free) => free.test(knob)))

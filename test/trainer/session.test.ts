@@ -20,6 +20,9 @@ test("knobs that make another run are named, those that do not are left out", ()
     "trainer.steps: unset -> 12",
   ]);
   expect(changedKnobs(after, after)).toEqual([]);
+  const { loss, ratio, klIn, ...trainer } = after.trainer; // as a version saved it that had no such knobs
+  const { shardGradients, ...distributed } = after.distributed;
+  expect(changedKnobs({ ...after, trainer, distributed } as typeof after, after)).toEqual([]);
 });
 
 test("ranks must agree in all that leads to a collective, and in nothing that is a machine's own", () => {
