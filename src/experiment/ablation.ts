@@ -41,6 +41,8 @@ export interface JobState {
   status: "open" | "finished" | "failed";
   seconds: number;
   reason?: string | undefined;
+  /** Its training has ended, but the model is gone and asked for by what was added since. */
+  trainAgain?: boolean;
 }
 
 export interface AblationOptions {
@@ -69,6 +71,12 @@ export async function runAblation(
   setMaxListeners(0, signal); // one for each run at a time
   const jobs = ablation.jobs.map((job) => stateOf(job, ablation, journal.events, options.retryFailed === true));
   for (const state of jobs) keepConfig(state, journal.events);
+  for (const state of [...jobs].reverse()) {
+    // whoever starts from a model comes behind it in the list
+    if (!lacksModel(state, jobs, ablation)) continue;
+    state.trainAgain = true;
+    state.status = "open";
+  }
   const free = [...options.slots];
   const running = new Set<Promise<void>>();
   const begun = new Set<JobState>();
@@ -115,6 +123,17 @@ function stagesOf({ command }: Job, { evaluate }: Ablation): Stage[] {
   return [...(command === "none" ? [] : ["train" as const]), ...(evaluate ? ["eval" as const] : [])];
 }
 
+/** Whether a model that was trained and not kept is needed now: for an evaluation that is left, or by jobs that start from it. */
+function lacksModel({ job, folder, status }: JobState, jobs: readonly JobState[], { evaluate }: Ablation): boolean {
+  if (job.command === "none" || status === "failed" || !existsSync(folder)) return false;
+  if (existsSync(path.join(folder, "final"))) return false;
+  const isOpenHere = evaluate && status === "open";
+  return (
+    isOpenHere ||
+    jobs.some((other) => other.job.from === job.variant && other.job.seed === job.seed && other.status === "open")
+  );
+}
+
 /** Whether the model that a job starts from is not there yet; a job whose source has failed waits for good. */
 function waits({ job }: JobState, jobs: readonly JobState[]): boolean {
   if (job.from === undefined) return false;
@@ -158,7 +177,7 @@ async function runJob(state: JobState, { ablation, options, journal, jobs, slot,
   const { variant, seed } = job;
   for (const stage of stagesOf(job, ablation)) {
     const own = journal.events.filter((event) => event.variant === variant && event.seed === seed);
-    if (hasFinished(own, stage)) continue;
+    if (hasFinished(own, stage) && !(stage === "train" && state.trainAgain)) continue;
     const place = stage === "train" ? trainOrder(job, folder) : evalOrder(job, folder);
     const end = await makeRun(options.program, { ...place, slot, signal, maxMinutes: ablation.maxMinutes });
     if (end.how === "interrupted") return;

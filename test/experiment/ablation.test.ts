@@ -111,6 +111,28 @@ test("a variant starts from the model that another one trained with the same see
   });
 });
 
+test("a variant that is added later starts from a model that was dropped: that is trained once more", async () => {
+  const before = { command: "sft" };
+  await run(write("later", { seeds: [1], variants: { before }, metrics: ["loss/sft"] }));
+  expect(existsSync(path.join(place.folder, "later", "variant-before", "seed-1", "final"))).toBe(false);
+  const file = write("later", { seeds: [1], variants: { before, after: { from: "before" } } });
+  const { jobs } = await run(file);
+  expect(jobs.map(({ status }) => status)).toEqual(["finished", "finished"]);
+  expect(place.starts()).toEqual([
+    ...["later/variant-before/seed-1", "later/variant-before/seed-1-eval"],
+    ...["later/variant-before/seed-1", "later/variant-after/seed-1", "later/variant-after/seed-1-eval"],
+  ]);
+  await run(file);
+  expect(place.starts()).toHaveLength(5);
+});
+
+test("an evaluation that is asked for later", async () => {
+  const variants = { plain: {} };
+  await run(write("asked", { seeds: [1], variants, evaluate: false }));
+  const { jobs } = await run(write("asked", { seeds: [1], variants, evaluate: true }));
+  expect(jobs.map(({ status, reason }) => [status, reason])).toEqual([["finished", undefined]]);
+});
+
 test("what a file gets wrong is said before anything starts", () => {
   const message = (changes: object) => {
     try {
