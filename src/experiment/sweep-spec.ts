@@ -88,6 +88,8 @@ export function readSweep(file: string, { set = [], ...changes }: SweepChanges =
   for (const [i, params] of spec.first.entries()) {
     const problem = problemOfSetting(space, params);
     if (problem !== undefined) throw new ConfigError(`${file}: first.${i}: ${problem}`);
+    if (spec.first.slice(0, i).some((other) => isSameSetting(other, params)))
+      throw new ConfigError(`${file}: first.${i}: the same setting twice`);
     configOf(params); // throws where they do not go together
   }
   const { seed, tpe, first } = spec;
@@ -117,17 +119,23 @@ export function readSweep(file: string, { set = [], ...changes }: SweepChanges =
 }
 
 /** How many trials there will be, at most. */
-function trialCount(file: string, { trials, search }: SweepSpec, { space, isValid }: Search): number {
+function trialCount(file: string, { trials, search, first }: SweepSpec, { space, isValid }: Search): number {
   const size = sizeOf(space);
   if (search === "grid") {
     if (!Number.isFinite(size))
       throw new ConfigError(`${file}: a grid needs values, step or points of every knob of its space`);
-    const settings = gridSettings({ space, isValid }).length;
-    if (settings === 0) throw new ConfigError(`${file}: ${whyNone(space.length)}`);
+    const grid = gridSettings({ space, isValid });
+    if (grid.length === 0) throw new ConfigError(`${file}: ${whyNone(space.length)}`);
+    const between = first.filter((params) => !grid.some((other) => isSameSetting(other, params)));
+    const settings = grid.length + between.length;
     return Math.min(trials ?? settings, settings);
   }
   if (trials === undefined) throw new ConfigError(`${file}: trials is required for search: ${search}`);
   return Math.min(trials, size);
+}
+
+function isSameSetting(a: Params, b: Params): boolean {
+  return Object.keys(a).every((knob) => JSON.stringify(a[knob]) === JSON.stringify(b[knob]));
 }
 
 function whyNone(knobs: number): string {

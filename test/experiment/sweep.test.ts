@@ -128,6 +128,16 @@ test("runs that failed and were made once more have finished for good", async ()
   expect(place.starts()).toHaveLength(2);
 });
 
+test("settings to try first that lie between a grid's take no place in it, and none comes twice", () => {
+  const space = { "optimizer.learningRate": { min: 1e-6, max: 1e-4, scale: "log", points: 3 } };
+  const first = (...rates: number[]) => rates.map((rate) => ({ "optimizer.learningRate": rate }));
+  const trials = (some: object[]) =>
+    readSweep(place.write("first", { space, search: "grid", trials: undefined, first: some })).trials;
+  expect(trials(first(1e-6))).toBe(3);
+  expect(trials(first(3e-6, 1e-6))).toBe(4);
+  expect(() => trials(first(3e-6, 3e-6))).toThrow(/first\.1: the same setting twice/);
+});
+
 test("what a file gets wrong is said before anything starts", async () => {
   const message = (changes: object) => {
     try {
