@@ -11,10 +11,11 @@ export function visibleGpus(env: NodeJS.ProcessEnv = process.env): Gpu[] {
   return chooseGpus(query(), env.CUDA_VISIBLE_DEVICES);
 }
 
+/** A driver that does not answer within ten seconds counts as none. */
 function query(): string {
   const args = ["--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"];
   try {
-    return execFileSync("nvidia-smi", args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+    return execFileSync("nvidia-smi", args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"], timeout: 10_000 });
   } catch {
     return "";
   }

@@ -68,7 +68,7 @@ export const algorithmKnobs = {
   epsHigh: z.number().nonnegative().optional().meta({
     follows: "by loss",
     description:
-      "Upper clip of the ratio, 1 + epsHigh, used when iterations > 1 [0.2; dapo: 0.28; gspo: 4e-4; cispo: 4].",
+      "Upper clip of the ratio, 1 + epsHigh, used when iterations > 1 [0.2; dapo: 0.28; gspo: 4e-4; cispo: 4, which in TRL is a bound of 5].",
   }),
   dualClip: z.number().gt(1).optional().meta({
     description:

@@ -116,10 +116,11 @@ function featureBytes(
   size: QuestionSize,
   { ranks, records }: { ranks: number; records: number | undefined },
 ): number {
-  const { epochs, steps, klCoef } = config.trainer;
+  const { epochs, steps, klCoef, resampleRounds } = config.trainer;
   const perStep = Math.ceil(config.trainer.questionsPerStep / ranks);
-  const recurs =
+  const again =
     steps === undefined ? epochs > 1 : records === undefined || steps * config.trainer.questionsPerStep > records;
+  const recurs = again || resampleRounds > 0; // a question that fills a place may have been asked
   const { freezeVision } = config.model;
   const wholeReference = klCoef > 0 && !(ranks > 1 && config.distributed.shardReference); // only such a one keeps what its tower says
   const keeps = stage === "grpo" ? freezeVision || (recurs && wholeReference) : freezeVision && recurs;
