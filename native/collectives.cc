@@ -7,8 +7,12 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <optional>
+#include <random>
+#include <sstream>
+#include <thread>
 
 #include "args.h"
 #include "heartbeat.h"
@@ -88,6 +92,53 @@ void meet(c10d::Store& store, const Place& place, Milliseconds timeout) {
   }
 }
 
+std::string hex(uint64_t number) {
+  std::ostringstream text;
+  text << std::hex << number;
+  return text.str();
+}
+
+// The name of a job whose store somebody else keeps, over all attempts at it: what the ranks of an earlier one have left there is not to be taken for this
+// one's, and how many there were the machines count differently (torchrun counts on each the failures of its own ranks). So every rank leaves a number of
+// its own, drawn anew, and rank 0 answers each with its own: that names the job. Returns at rank 0 when all have joined under it, or `timeout` is over.
+std::string agreeOnName(const StorePtr& shared, const Place& place, const std::string& base, Milliseconds timeout) {
+  std::random_device random;
+  const std::string own = hex((static_cast<uint64_t>(random()) << 32) ^ random());
+  c10d::PrefixStore store(base + "/meeting", shared);
+  const auto bytes = [](const std::string& text) { return std::vector<uint8_t>(text.begin(), text.end()); };
+  const auto hello = [](int rank) { return "hello/" + std::to_string(rank); };
+  const auto welcome = [](const std::string& number) { return "welcome/" + number; };
+  if (place.rank != 0) {
+    store.set(hello(place.rank), bytes(own));
+    try {
+      store.wait({welcome(own)}, timeout);
+    } catch (const c10::DistStoreError&) {
+      throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) +
+                                          ": these ranks have not joined within " + std::to_string(timeout.count()) + " ms: 0");
+    }
+    const auto name = store.get(welcome(own));
+    return base + "/" + std::string(name.begin(), name.end());
+  }
+  const std::string name = base + "/" + own;
+  c10d::PrefixStore job(name + "/job", shared);
+  std::vector<std::string> joined;
+  for (int rank = 1; rank < place.world; rank++) joined.push_back("joined/" + std::to_string(rank));
+  std::vector<std::string> heard(static_cast<size_t>(place.world));
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (!joined.empty() && !job.check(joined) && std::chrono::steady_clock::now() < deadline) {
+    for (int rank = 1; rank < place.world; rank++) {
+      if (!store.check({hello(rank)})) continue;
+      const auto value = store.get(hello(rank));
+      const std::string number(value.begin(), value.end());
+      if (number == heard[static_cast<size_t>(rank)]) continue;
+      heard[static_cast<size_t>(rank)] = number;  // perhaps that of an earlier attempt: nobody reads the answer then
+      store.set(welcome(number), bytes(own));
+    }
+    std::this_thread::sleep_for(Milliseconds(20));
+  }
+  return name;
+}
+
 // Runs `work` on the store of the JavaScript thread. Where it fails, rank 0, which keeps it, has gone.
 template <typename F>
 auto onStore(double handle, F work) {
@@ -138,7 +189,7 @@ std::string describe(const Collective& collective, const Place& place) {
 
 // groupOpen([rank, world, port, timeout, heartbeat] float64, host, nccl, serve, name, where): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
 // collectives of CUDA tensors run on the current device. `timeout`, ms, limits the meeting and every NCCL operation without a limit of its own.
-// With `serve` rank 0 keeps the store, else somebody else does; `name` keeps jobs that share a store apart. `heartbeat`, ms: from now on this process ends
+// With `serve` rank 0 keeps the store, else somebody else does, over several attempts at the job perhaps; `name` keeps jobs that share a store apart. `heartbeat`, ms: from now on this process ends
 // where another rank that has joined is not heard of for so long (heartbeat.h); 0: never. `where` says to the others where this process is.
 napi_value groupOpen(napi_env env, napi_callback_info info) {
   Args args(env, info, 6);
@@ -154,15 +205,16 @@ napi_value groupOpen(napi_env env, napi_callback_info info) {
   const Milliseconds timeout(static_cast<int64_t>(numbers[3])), limit(static_cast<int64_t>(numbers[4]));
   group->address = host + ":" + std::to_string(port);
   try {
-    const std::string name = args.string(4);
-    const auto client = [&](const char* purpose, bool server) {
-      return c10::make_intrusive<c10d::PrefixStore>(name + "/" + purpose, openStore(place, host, port, timeout, server));
-    };
-    group->store = client("job", place.rank == 0 && args.boolean(3));
-    if (limit.count() > 0) group->heartbeat = std::make_shared<Heartbeat>(client("heart", false), HeartbeatOptions{place, limit, group->address, args.string(5)});
+    const bool serve = args.boolean(3);
+    const StorePtr first = openStore(place, host, port, timeout, place.rank == 0 && serve);
+    const std::string name = serve ? args.string(4) : agreeOnName(first, place, args.string(4), timeout);
+    const auto named = [&](const char* purpose, StorePtr store) { return c10::make_intrusive<c10d::PrefixStore>(name + "/" + purpose, std::move(store)); };
+    const auto client = [&](const char* purpose) { return named(purpose, openStore(place, host, port, timeout, false)); };
+    group->store = named("job", first);
+    if (limit.count() > 0) group->heartbeat = std::make_shared<Heartbeat>(client("heart"), HeartbeatOptions{place, limit, group->address, args.string(5)});
     meet(*group->store, place, timeout);
-    group->host = makeHostBackend(client("host", false), place, noteOf(group->heartbeat));
-    if (args.boolean(2)) group->device = makeNcclBackend(client("nccl", false), place, timeout);
+    group->host = makeHostBackend(client("host"), place, noteOf(group->heartbeat));
+    if (args.boolean(2)) group->device = makeNcclBackend(client("nccl"), place, timeout);
     if (group->heartbeat && group->device) group->heartbeat->watch([device = group->device] { return device->overdue(); });
   } catch (const c10::Error& error) {
     throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + " could not join the job at " +

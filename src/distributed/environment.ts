@@ -25,8 +25,6 @@ export interface Place {
   port: number;
   /** Whether rank 0 has to keep the store, or whoever started the ranks does already. */
   serve: boolean;
-  /** Tells the attempts of a job apart where its store outlives them. */
-  attempt: string;
   startedBy: string;
 }
 
@@ -129,7 +127,6 @@ export function readPlace(env: Environment): Place | null {
     address: address as string,
     port: Number(port),
     serve: env.TORCHELASTIC_USE_AGENT_STORE !== "True" || source.name !== "torchrun",
-    attempt: source.name === "torchrun" ? (env.TORCHELASTIC_RESTART_COUNT ?? "0") : "0",
     startedBy: source.name,
   };
   checkPlace(result, source);

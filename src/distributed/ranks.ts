@@ -123,11 +123,10 @@ export interface JoinOptions {
 
 /** Meets the other ranks of a job. @throws CollectiveError that names the ranks which do not come within `timeoutMs` */
 export function joinRanks(place: Place, { nccl, timeoutMs, heartbeatMs = 0, log }: JoinOptions): Ranks {
-  const { rank, world, localWorld, address, port, serve, attempt } = place;
-  const name = `grove/${attempt}`;
+  const { rank, world, localWorld, address, port, serve } = place;
   const where = `${hostname()}, process ${process.pid}${log === undefined ? "" : `, its log: ${log}`}`;
   const limits = { timeoutMs: Math.ceil(timeoutMs), heartbeatMs };
-  const group = new ProcessGroup({ rank, world, address, port, nccl, serve, name, where, ...limits });
+  const group = new ProcessGroup({ rank, world, address, port, nccl, serve, where, ...limits });
   onOperation((text) => group.operation(text));
   return new Ranks(group, localWorld);
 }

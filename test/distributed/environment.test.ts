@@ -51,13 +51,10 @@ test("torchrun", () => {
     address: "node0",
     port: 29500,
     serve: true,
-    attempt: "0",
     startedBy: "torchrun",
   });
   // Its agent keeps a store at that port, over all attempts.
-  expect(
-    readPlace({ ...TORCHRUN, TORCHELASTIC_USE_AGENT_STORE: "True", TORCHELASTIC_RESTART_COUNT: "2" }),
-  ).toMatchObject({ serve: false, attempt: "2" });
+  expect(readPlace({ ...TORCHRUN, TORCHELASTIC_USE_AGENT_STORE: "True" })).toMatchObject({ serve: false });
 });
 
 test("srun: the meeting is on the step's first node, at a port that follows from the job", () => {
