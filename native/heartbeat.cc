@@ -96,7 +96,8 @@ struct Heartbeat::State {
   void look();
   void beat();
   void watch();
-  std::string verdict(Clock::time_point now);
+  std::string verdict(Clock::time_point now, const std::pair<int64_t, std::string>& late);
+  std::pair<int64_t, std::string> askOverdue(std::unique_lock<std::mutex>& lock);
   std::string describe(int rank, Clock::time_point now) const;
   std::string keeper(Clock::time_point now) const { return options.place.rank == 0 ? "" : describe(0, now); }
   void announce(std::unique_lock<std::mutex>& lock, const std::string& state, const std::string& error);
@@ -186,8 +187,22 @@ std::string Heartbeat::State::describe(int rank, Clock::time_point now) const {
   return text + " (" + beat.where + ")";
 }
 
-// Why this process has to end; empty where it has not.
-std::string Heartbeat::State::verdict(Clock::time_point now) {
+// Without the lock: a question about a device may wait for what another thread does with it, and this rank is alive meanwhile.
+std::pair<int64_t, std::string> Heartbeat::State::askOverdue(std::unique_lock<std::mutex>& lock) {
+  const auto ask = overdue;
+  if (!ask) return {0, ""};
+  lock.unlock();
+  std::pair<int64_t, std::string> late{0, ""};
+  try {
+    late = ask();
+  } catch (const std::exception&) {  // a device that is lost: the main thread hears of it too, and says so
+  }
+  lock.lock();
+  return late;
+}
+
+// Why this process has to end; empty where it has not. `late`: a collective that has outlasted its limit.
+std::string Heartbeat::State::verdict(Clock::time_point now, const std::pair<int64_t, std::string>& late) {
   for (size_t rank = 0; rank < peers.size(); rank++) {
     const Peer& peer = peers[rank];
     if (peer.beat.state == "failed")
@@ -204,8 +219,7 @@ std::string Heartbeat::State::verdict(Clock::time_point now) {
       return "no sign of life from a rank within the limit of " + std::to_string(options.limit.count() / 1000.0).substr(0, 5) +
              " s: it was killed or stopped, or its machine is gone. " + describe(static_cast<int>(rank), now);
   }
-  if (!overdue) return "";
-  const auto [number, collective] = overdue();
+  const auto& [number, collective] = late;
   if (collective.empty()) return "";
   std::string missing;
   for (size_t rank = 0; rank < peers.size(); rank++) {
@@ -241,7 +255,13 @@ void Heartbeat::State::watch() {
     }
     last = now;
     if (quiet) continue;
-    const std::string why = verdict(now);
+    std::string why = verdict(now, {0, ""});
+    if (why.empty()) {
+      const auto late = askOverdue(lock);
+      last = Clock::now();  // a slow answer is no stop of this process
+      if (quiet) continue;
+      why = verdict(last, late);
+    }
     if (why.empty()) continue;
     const Place& place = options.place;
     std::fprintf(stderr, "error [COLLECTIVE] rank %d of %d, in %s for %s: %s\n", place.rank, place.world, own.operation.c_str(),

@@ -5,6 +5,8 @@
 
 #include "error.h"
 
+#include <c10/core/DeviceGuard.h>
+
 #include <deque>
 #include <mutex>
 
@@ -60,7 +62,8 @@ class NcclBackend : public Backend {
   std::unique_ptr<Pending> start(Collective collective) override {
     try {
       auto work = enqueue(collective);
-      remember({work, collective.number, operationOf(collective), std::chrono::steady_clock::now() + collective.timeout});
+      remember({work, collective.number, operationOf(collective), std::chrono::steady_clock::now() + collective.timeout,
+                collective.tensor.device()});
       return std::make_unique<NcclPending>(std::move(collective), place_, std::move(work));
     } catch (const std::exception& error) {
       throw failed(collective, place_, error);
@@ -68,15 +71,20 @@ class NcclBackend : public Backend {
   }
 
   std::pair<int64_t, std::string> overdue() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    while (!started_.empty()) {
-      const Started& oldest = started_.front();
-      // Only then is the device asked, since a graph that is being recorded suffers no questions from other threads.
-      if (std::chrono::steady_clock::now() < oldest.deadline) break;
+    while (true) {
+      Started oldest;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        // Only then is the device asked, since a graph that is being recorded suffers no questions from other threads.
+        if (started_.empty() || std::chrono::steady_clock::now() < started_.front().deadline) return {0, ""};
+        oldest = started_.front();
+      }
+      // Without the lock, since it may wait for what the caller's thread does; at the collective's device, or this thread gets a context at device 0.
+      const c10::DeviceGuard guard(oldest.device);
       if (!oldest.work->isCompleted()) return {oldest.number, oldest.operation};
-      started_.pop_front();
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!started_.empty() && started_.front().work == oldest.work) started_.pop_front();
     }
-    return {0, ""};
   }
 
  private:
@@ -85,6 +93,7 @@ class NcclBackend : public Backend {
     int64_t number;
     std::string operation;
     std::chrono::steady_clock::time_point deadline;
+    at::Device device = at::kCPU;
   };
 
   // Those before it that have ended are forgotten: the caller's thread records no graph meanwhile.
