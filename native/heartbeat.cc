@@ -250,8 +250,8 @@ void Heartbeat::State::watch() {
     changed.wait_for(lock, step, [&] { return closed; });
     const auto now = Clock::now();
     if (now - last > 4 * step + kJoin) {  // this process was stopped itself: what it has missed is nobody's fault
-      for (Peer& peer : peers) peer.changed += now - last;
-      answered += now - last;
+      for (Peer& peer : peers) peer.changed = std::min(now, peer.changed + (now - last));  // some may have been heard of since
+      answered = std::min(now, answered + (now - last));
     }
     last = now;
     if (quiet) continue;

@@ -37,7 +37,7 @@ export interface RankReport {
 }
 
 /** Where the first rank to fail complains of another one, so long is waited for that one to fail too: it is the cause. */
-const CAUSE_MS = 3000;
+const CAUSE_MS = 6000; // rank 0 stays two seconds and a half for its words to be read, and its process takes time to end
 const GRACE_MS = 5000;
 const TAIL_LINES = 30;
 
