@@ -8,7 +8,6 @@
  * A killed ablation goes on where it was, and variants, seeds and metrics may be added to one.
  */
 
-import { setMaxListeners } from "node:events";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { dumpConfig, parseConfig } from "../config/load.ts";
@@ -20,6 +19,7 @@ import { type Ablation, type Job, jobFolder } from "./ablation-spec.ts";
 import { openFolder } from "./folder.ts";
 import { Journal } from "./journal.ts";
 import { makeRun, type Program } from "./run.ts";
+import { SlotWork } from "./slot-work.ts";
 import type { Slot } from "./slots.ts";
 
 /** A line of the journal: a job's training, or the evaluation of its model, has ended. */
@@ -66,9 +66,8 @@ export async function runAblation(
 ): Promise<{ jobs: JobState[]; finished: boolean }> {
   using folder = openFolder(ablation.runDir, { kind: "ablation" }, { overwrite: options.overwrite ?? false });
   using journal = new Journal<AblationEvent>(folder.journalFile);
-  const stop = new AbortController();
-  const signal = AbortSignal.any([options.signal, stop.signal]);
-  setMaxListeners(0, signal); // one for each run at a time
+  const work = new SlotWork(options.slots, options.signal);
+  const { signal } = work;
   const jobs = ablation.jobs.map((job) => stateOf(job, ablation, journal.events, options.retryFailed === true));
   for (const state of jobs) keepConfig(state, journal.events);
   for (const state of [...jobs].reverse()) {
@@ -77,32 +76,18 @@ export async function runAblation(
     state.trainAgain = true;
     state.status = "open";
   }
-  const free = [...options.slots];
-  const running = new Set<Promise<void>>();
   const begun = new Set<JobState>();
-  const errors: unknown[] = [];
   while (!signal.aborted) {
     const next = jobs.find((state) => state.status === "open" && !begun.has(state) && !waits(state, jobs));
-    if (next === undefined && running.size === 0) break;
-    if (next === undefined || free.length === 0) {
-      await Promise.race(running);
+    if (next === undefined && work.isIdle) break;
+    if (next === undefined || work.isFull) {
+      await work.oneEnds();
       continue;
     }
     begun.add(next);
-    const slot = free.shift() as Slot;
-    const work = runJob(next, { ablation, options, journal, jobs, slot, signal })
-      .catch((error) => {
-        errors.push(error);
-        stop.abort();
-      })
-      .finally(() => {
-        free.push(slot);
-        running.delete(work);
-      });
-    running.add(work);
+    work.start((slot) => runJob(next, { ablation, options, journal, jobs, slot, signal }));
   }
-  await Promise.all(running);
-  if (errors.length > 0) throw errors[0];
+  await work.allEnd();
   return { jobs, finished: !options.signal.aborted };
 }
 

@@ -8,7 +8,6 @@
  * A killed sweep goes on where it was: what its journal says has ended is not made again.
  */
 
-import { setMaxListeners } from "node:events";
 import { mkdirSync } from "node:fs";
 import path from "node:path";
 import { dumpConfig } from "../config/load.ts";
@@ -20,6 +19,7 @@ import { Journal } from "./journal.ts";
 import { type Line, metricAt, missingMetric } from "./objective.ts";
 import { makeRun, type Program } from "./run.ts";
 import { propose } from "./search.ts";
+import { SlotWork } from "./slot-work.ts";
 import type { Slot } from "./slots.ts";
 import type { Sweep } from "./sweep-spec.ts";
 import { endRun, goodness, ranked, type SweepEvent, type Trial, type TrialRun, trialsOf } from "./trials.ts";
@@ -47,20 +47,16 @@ export async function runSweep(sweep: Sweep, options: SweepOptions): Promise<{ t
   const failed = (event: SweepEvent) => event.event === "ended" && event.how === "failed";
   const events = options.retryFailed ? journal.events.filter((event) => !failed(event)) : journal.events;
   const trials = trialsOf(events, sweep.seeds);
-  const stop = new AbortController();
-  const signal = AbortSignal.any([options.signal, stop.signal]);
-  setMaxListeners(0, signal); // one for each run at a time
-  const free = [...options.slots];
-  const running = new Set<Promise<void>>();
-  const errors: unknown[] = [];
+  const work = new SlotWork(options.slots, options.signal);
+  const { signal } = work;
   const isOver = (trial: number) => trials[trial] !== undefined && trials[trial].status !== "open";
 
   for (let number = 0; number < sweep.trials && !signal.aborted; number++) {
     if (isOver(number)) continue;
     const before = sweep.deterministic ? Math.max(0, number - options.slots.length + 1) : 0;
     const known = () => (sweep.deterministic ? trials.slice(0, before) : trials);
-    while ((free.length === 0 || !trials.slice(0, before).every(({ trial }) => isOver(trial))) && !signal.aborted)
-      await Promise.race(running);
+    while ((work.isFull || !trials.slice(0, before).every(({ trial }) => isOver(trial))) && !signal.aborted)
+      await work.oneEnds();
     if (signal.aborted) break;
     let trial = trials[number];
     if (trial === undefined) {
@@ -71,20 +67,10 @@ export async function runSweep(sweep: Sweep, options: SweepOptions): Promise<{ t
       trial = { trial: number, params, status: "open", runs: [], rungs: [], value: null };
       trials[number] = trial;
     }
-    const slot = free.shift() as Slot;
-    const work = runTrial(trial, { sweep, options, journal, trials, known, slot, signal })
-      .catch((error) => {
-        errors.push(error);
-        stop.abort();
-      })
-      .finally(() => {
-        free.push(slot);
-        running.delete(work);
-      });
-    running.add(work);
+    const open = trial;
+    work.start((slot) => runTrial(open, { sweep, options, journal, trials, known, slot, signal }));
   }
-  await Promise.all(running);
-  if (errors.length > 0) throw errors[0];
+  await work.allEnd();
   return { trials, finished: !options.signal.aborted };
 }
 
