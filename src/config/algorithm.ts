@@ -1,8 +1,8 @@
 /** The knobs of the algorithm: loss, KL penalty, advantage, filters, reference; and what follows from the choice of a loss. */
 
 import { z } from "zod";
+import { fraction } from "./numbers.ts";
 
-const fraction = () => z.number().min(0).max(1);
 const natural = () => z.number().int().nonnegative();
 
 export const LOSS_NAMES = ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"] as const;
