@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
+import { evaluation } from "./evaluation.ts";
 import { fraction, positive } from "./numbers.ts";
 import { rendered, tinyModel } from "./rendered.ts";
 
@@ -119,7 +120,7 @@ const compat = z.strictObject({
 });
 
 const rewardFunction = z.strictObject({
-  name: z.string().meta({ description: "accuracy, format, math, or any name for a module of your own." }),
+  name: z.string().meta({ description: "accuracy, format, math, consistency, or any name for a module of your own." }),
   path: z
     .string()
     .optional()
@@ -217,22 +218,6 @@ const optimizer = z.strictObject({
     description:
       "cpu keeps the moments in host memory and copies them through the GPU in every update; changes no result. Nothing to do where device is cpu.",
   }),
-});
-
-const evaluation = z.strictObject({
-  reward: z
-    .enum(["accuracy", "math"])
-    .default("accuracy")
-    .meta({ description: "What an answer counts as right by: a built-in reward, 1 or 0 [seed: accuracy]." }),
-  maxNewTokens: positive().default(256).meta({ description: "Longest answer in tokens [seed: 256]." }),
-  greedy: z
-    .boolean()
-    .default(true)
-    .meta({ description: "Take the likeliest token [seed: top_k 1 by generation_config]." }),
-  temperature: z.number().positive().default(1).meta({ description: "Used when greedy is false." }),
-  topK: z.number().int().nonnegative().default(0).meta({ description: "Used when greedy is false." }),
-  topP: fraction().default(1).meta({ description: "Used when greedy is false." }),
-  batchSize: positive().default(64).meta({ description: "Questions decoded together." }),
 });
 
 const distributed = z.strictObject({

@@ -2,7 +2,9 @@
 
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { compareRuns, readRun } from "../eval/compare.ts";
+import type { EvalRecord } from "../eval/answers.ts";
+import { compareRuns, type Run, readRun } from "../eval/compare.ts";
+import { consistencyShare, recordConsistency, tallyConsistency } from "../eval/consistency.ts";
 import { wilsonInterval } from "../eval/intervals.ts";
 import { mcnemarExact, type PairedCounts, pairedDifference } from "../eval/paired.ts";
 import { COLORS, type Panel, plotSvg, pointsOf, type Series, smooth } from "../eval/plot.ts";
@@ -63,6 +65,7 @@ export function ablationTables(ablation: Ablation, jobs: readonly JobState[]): M
     };
     return { metric: `accuracy ${level}`, rows: rowsOf(ablation, tallies, counts) };
   });
+  const ofReasoning = levels.flatMap((level) => consistencyTables(ablation, level, done, answers));
   const ofMetrics = ablation.metrics.map((metric) => {
     const trained = done.filter(({ job }) => job.command !== "none");
     const figures = trained.flatMap((state) => {
@@ -74,7 +77,37 @@ export function ablationTables(ablation: Ablation, jobs: readonly JobState[]): M
       throw missingMetric(metric, trained.flatMap(linesOf), `metrics: ${first.folder}`);
     return { metric, rows: rowsOf(ablation, figures) };
   });
-  return [...ofLevels, ...ofMetrics];
+  return [...ofLevels, ...ofReasoning, ...ofMetrics];
+}
+
+/** Where eval.consistency is set: the share of answers, and of the right ones, that follow from their reasoning. */
+function consistencyTables(
+  ablation: Ablation,
+  level: string,
+  done: readonly JobState[],
+  answers: ReadonlyMap<JobState, Run>,
+): MetricTable[] {
+  const wanted = done.filter(({ job }) => job.config.eval.consistency);
+  if (wanted.length === 0) return [];
+  const judged = (state: JobState): Run => {
+    const records = [...(answers.get(state)?.[level] ?? [])].map(([id, record]): [string, EvalRecord] => {
+      return [id, { ...record, reward: Number(recordConsistency(record) === "consistent") }];
+    });
+    return { [level]: new Map(records) };
+  };
+  const shares = (which: "all" | "right") =>
+    wanted.flatMap((state) => {
+      const counts = tallyConsistency(answers.get(state)?.[level]?.values() ?? [])[which];
+      const value = consistencyShare(counts);
+      if (value === null) return [];
+      const n = counts.consistent + counts.inconsistent + counts.undecided;
+      return [{ state, value, wilson: wilsonInterval(counts.consistent, n) }];
+    });
+  const counts = (a: JobState, b: JobState) => compareRuns(judged(a), judged(b)).rows.find(({ depth }) => depth === 0);
+  return [
+    { metric: `consistency ${level}`, rows: rowsOf(ablation, shares("all"), counts) },
+    { metric: `consistency of right ones ${level}`, rows: rowsOf(ablation, shares("right")) },
+  ];
 }
 
 function linesOf({ folder }: JobState): Line[] {

@@ -63,6 +63,28 @@ test("variants with every seed: figures, intervals, tests, curves, and the exact
   expect(page).not.toMatch(/<script|<link|src=/);
 });
 
+test("with eval.consistency: how often answers follow from their reasoning, of all and of the right ones", async () => {
+  const set = { "data.eval": { L1: { file: "none", format: "generic" } }, "eval.consistency": true };
+  const file = write("reasons", { set, metrics: [] });
+  const { jobs } = await run(file);
+  const tables = ablationTables(readAblation(file), jobs);
+  expect(tables.map(({ metric }) => metric)).toEqual(["accuracy L1", "consistency L1", "consistency of right ones L1"]);
+  const [, all, right] = tables;
+  expect(all?.rows.map(({ mean }) => mean)).toEqual([0.75, 0.75]);
+  expect(all?.rows[1]?.against).toMatchObject({ difference: 0, questions: { n: 120, p: 1 } });
+  const ofRight = (share: number, seed: number) => {
+    const numbers = Array.from({ length: 40 }, (_, i) => i).filter((i) => ((i * 17 + seed * 3) % 40) / 40 < share);
+    return numbers.filter((i) => i % 4 > 0).length / numbers.length;
+  };
+  for (const [row, share] of [
+    [right?.rows[0], 0.9],
+    [right?.rows[1], 0.5],
+  ] as const) {
+    for (const seed of [1, 2, 3]) expect(row?.values[seed]).toBeCloseTo(ofRight(share, seed), 12);
+    expect(row?.against?.questions ?? null).toBeNull();
+  }
+});
+
 test("a metric that one kind of run has and another has not", async () => {
   const variants = { sft: { command: "sft" }, grpo: { from: "sft" } };
   const file = write("mixed", { seeds: [1], variants, metrics: ["reward/accuracy", "loss/sft"] });
