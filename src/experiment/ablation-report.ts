@@ -15,6 +15,8 @@ import { readMetrics } from "../trainer/run-folder.ts";
 import { evalFolder, type JobState } from "./ablation.ts";
 import type { Ablation } from "./ablation-spec.ts";
 import { htmlPage, htmlTable, type Section } from "./html.ts";
+import { intervalPlot } from "./interval-plot.ts";
+import { knobPlot } from "./knob-plot.ts";
 import { type Line, metricAt, missingMetric } from "./objective.ts";
 import { number } from "./sweep-report.ts";
 
@@ -233,7 +235,7 @@ function notes(seeds: number): string {
   return `${over}\nBy question: answers of the trained models to the same questions, seeds together (Newcombe's interval, McNemar's exact test): what\nother questions would bring these models. p is not adjusted for the number of rows.`;
 }
 
-/** Writes results.json and report.html into the ablation's folder. Returns their paths. */
+/** Writes results.json, report.html and its pictures, as files of their own, into the ablation's folder. Returns their paths. */
 export function writeAblationResults(
   ablation: Ablation,
   jobs: readonly JobState[],
@@ -249,23 +251,48 @@ export function writeAblationResults(
   }));
   replaceFile(at("results.json"), `${JSON.stringify({ base: ablation.base, runs, tables }, null, 2)}\n`);
   replaceFile(at("report.html"), ablationPage(ablation, jobs, tables));
-  return [at("results.json"), at("report.html")];
+  const pictures = picturesOf(ablation, jobs, tables);
+  for (const [name, svg] of Object.entries(pictures)) replaceFile(at(`${name}.svg`), svg);
+  return [at("results.json"), at("report.html"), ...Object.keys(pictures).map((name) => at(`${name}.svg`))];
+}
+
+/** Means and intervals; means over a knob, where the file names one; learning curves, where variants were trained. */
+function picturesOf(
+  ablation: Ablation,
+  jobs: readonly JobState[],
+  tables: readonly MetricTable[],
+): Partial<Record<"intervals" | "against" | "curves", string>> {
+  const panels = ablation.curves
+    .map((metric) => curvePanel(metric, ablation, jobs))
+    .filter(({ series }) => series.length > 0);
+  const drawn = tables.filter(({ rows }) => rows.length > 0);
+  return {
+    ...(drawn.length > 0 && { intervals: intervalPlot(drawn, ablation.base, "Variants") }),
+    ...(ablation.against !== undefined && { against: knobPlot(drawn, ablation.against, jobs) }),
+    ...(panels.length > 0 && { curves: plotSvg(panels, { title: "Variants by step" }) }),
+  };
 }
 
 export function ablationPage(ablation: Ablation, jobs: readonly JobState[], tables: readonly MetricTable[]): string {
-  const { seeds, base, curves } = ablation;
-  const panels = curves.map((metric) => curvePanel(metric, ablation, jobs)).filter(({ series }) => series.length > 0);
+  const { seeds, base, against } = ablation;
+  const { intervals, against: overKnob, curves } = picturesOf(ablation, jobs, tables);
   const sections: Section[] = [
     ...tables.map((table) => ({ title: table.metric, body: htmlTable(cellsOf(table, base)) })),
     { title: "How to read this", note: notes(seeds.length), body: "" },
-    {
-      title: "Learning curves",
-      note: "Mean over seeds, smoothed; the band goes from the lowest to the highest seed.",
-      body: plotSvg(panels, { title: "Variants by step" }),
-    },
+    ...picture("Means", "95 % intervals over seeds; small ticks are the seeds, the line down is the base.", intervals),
+    ...picture(`Against ${against}`, "Mean over seeds; the band goes from the lowest to the highest seed.", overKnob),
+    ...picture(
+      "Learning curves",
+      "Mean over seeds, smoothed; the band goes from the lowest to the highest seed.",
+      curves,
+    ),
     { title: "Runs", body: htmlTable(runRows(jobs)) },
   ];
   return htmlPage(`Ablation ${ablation.runDir}`, sections);
+}
+
+function picture(title: string, note: string, svg: string | undefined): Section[] {
+  return svg === undefined ? [] : [{ title, note, body: svg }];
 }
 
 function runRows(jobs: readonly JobState[]): string[][] {
