@@ -34,7 +34,7 @@ test.each<[Consistency, string]>([
 
 test("every chain of thought of the rendered set is consistent, those that guess too, and with another answer it is not", () => {
   for (let index = 0; index < 12; index++) {
-    const { prompt, response } = sftRecord(planVideo(3, "train", index), index % 4, 0.5);
+    const { prompt, response } = sftRecord(planVideo(3, "train", index), index % 4, { guesses: 0.5 });
     const options = optionsIn(questionOf(prompt));
     expect(options).toHaveLength(4);
     expect(consistencyOf(response, options)).toBe("consistent");

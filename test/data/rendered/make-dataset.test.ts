@@ -100,6 +100,13 @@ test("solved questions are those of training, and their chains of thought are ri
   }
 });
 
+test("of the questions with slips some answer another option than their reasoning names", async () => {
+  const slips = await readDataset({ file: dataset.slips, format: "seed-bench-r1-sft" });
+  const slipped = slips.filter(({ response }) => /(\w) <\/think><answer> \1 /.exec(response ?? "") === null).length;
+  expect(slipped).toBeGreaterThan(0);
+  expect(slipped).toBeLessThan(slips.length);
+});
+
 test("a second call renders nothing, a lost file is rendered again to the same bytes", async () => {
   const video = path.join(folder, "videos", "workshop", "train-00001.mp4");
   const bytes = await readFile(video);
