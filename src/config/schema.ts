@@ -8,6 +8,7 @@ import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
 import { evaluation } from "./evaluation.ts";
 import { fraction, positive } from "./numbers.ts";
 import { rendered, tinyModel } from "./rendered.ts";
+import { rewardFunction } from "./rewards.ts";
 
 const dataSource = z.strictObject({
   file: z.string().meta({ description: "File of records: JSON lines, or for longvideobench a JSON list." }),
@@ -117,20 +118,6 @@ const compat = z.strictObject({
     description:
       "Accuracy compares the first character of the first answer block with the gold letter, so that Above counts as A [seed].",
   }),
-});
-
-const rewardFunction = z.strictObject({
-  name: z.string().meta({ description: "accuracy, format, math, consistency, or any name for a module of your own." }),
-  path: z
-    .string()
-    .optional()
-    .meta({ description: "A TS or JS module whose default export is an async reward function." }),
-  weight: z.number().default(1).meta({ description: "Factor in the sum of rewards." }),
-  timeoutS: z
-    .number()
-    .positive()
-    .default(60)
-    .meta({ description: "A call of a module of your own that takes longer stops the run." }),
 });
 
 const trainer = z.strictObject({
@@ -294,4 +281,3 @@ export const configSchema = knobs.transform((config) => {
 
 export type Config = z.infer<typeof configSchema>;
 export type DataSource = z.infer<typeof dataSource>;
-export type RewardFunctionConfig = z.infer<typeof rewardFunction>;

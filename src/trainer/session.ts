@@ -1,6 +1,7 @@
 /** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
 
 import path from "node:path";
+import { isOwn } from "../config/rewards.ts";
 import { type Config, configSchema } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
@@ -41,6 +42,7 @@ const FREE_KNOBS = [
   /^trainer\.(saveEvery|saveFinal|keepLast|evalEvery|evalLimit|logCompletions)$/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
+  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
 ];
 
 /** Knobs that may differ among the ranks of a job: what they share the machines for, and what leads to no other collective. */
@@ -50,6 +52,7 @@ const OWN_KNOBS = [
   /^distributed\.(?!shard)/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/,
+  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
 ];
 
 /** An open training run. */
@@ -81,8 +84,9 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
-  for (const { name, path } of stage === "grpo" ? config.rewards : []) {
-    if (path === undefined && (name === "accuracy" || name === "math"))
+  for (const reward of stage === "grpo" ? config.rewards : []) {
+    const { name } = reward;
+    if (!isOwn(reward) && (name === "accuracy" || name === "math"))
       checkGoldAnswers(samples, "data.train", { firstLetter: config.compat.firstLetterReward, reward: name });
   }
   ranks.requireSame({
