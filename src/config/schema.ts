@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
+import { failureKnobs } from "./failure.ts";
 
 const positive = () => z.number().int().positive();
 const fraction = () => z.number().min(0).max(1);
@@ -278,15 +279,7 @@ const tinyModel = z.strictObject({
 });
 
 const distributed = z.strictObject({
-  timeoutS: z
-    .number()
-    .positive()
-    .default(1800)
-    .meta({ description: "A rank that the others wait for so long, in seconds, has failed: the job ends." }),
-  heartbeatS: z.number().positive().default(30).meta({
-    description:
-      "A rank that gives no sign of life for so long, in seconds, has died: the others end. The signs come from a thread that no work holds up.",
-  }),
+  ...failureKnobs,
   shardGradients: z.boolean().default(false).meta({
     description:
       "Every rank keeps its part of the gradients alone, instead of all of them: less memory, and each pass's gradients travel, not each update's. One rank has all.",
