@@ -6,6 +6,7 @@
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
 import { evaluation } from "./evaluation.ts";
+import { failureKnobs } from "./failure.ts";
 import { fraction, positive } from "./numbers.ts";
 import { rendered, tinyModel } from "./rendered.ts";
 import { rewardFunction } from "./rewards.ts";
@@ -208,15 +209,7 @@ const optimizer = z.strictObject({
 });
 
 const distributed = z.strictObject({
-  timeoutS: z
-    .number()
-    .positive()
-    .default(1800)
-    .meta({ description: "A rank that the others wait for so long, in seconds, has failed: the job ends." }),
-  heartbeatS: z.number().positive().default(30).meta({
-    description:
-      "A rank that gives no sign of life for so long, in seconds, has died: the others end. The signs come from a thread that no work holds up.",
-  }),
+  ...failureKnobs,
   shardGradients: z.boolean().default(false).meta({
     description:
       "Every rank keeps its part of the gradients alone, instead of all of them: less memory, and each pass's gradients travel, not each update's. One rank has all.",

@@ -12,6 +12,7 @@ import { log } from "../log.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { checkGoldAnswers } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
+import { patiently } from "../torch/progress.ts";
 import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Sample } from "../types.ts";
 import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
@@ -81,7 +82,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const { ranks = ALONE } = hooks;
   applyDevice(config);
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
-  const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
+  const state = checkpoint === undefined ? null : patiently(() => readCheckpoint(checkpoint, stage));
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
   for (const reward of stage === "grpo" ? config.rewards : []) {
@@ -263,7 +264,8 @@ export async function saveSession(session: Session, step: number, last: boolean)
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */
 export function exportSession({ config, folder, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
-  if (ranks.isFirst) replaceFolder(final, (temporary) => model.save(temporary, { copyFrom: config.model.path }));
+  const write = (temporary: string) => model.save(temporary, { copyFrom: config.model.path });
+  if (ranks.isFirst) patiently(() => replaceFolder(final, write));
   return final;
 }
 
