@@ -43,6 +43,7 @@ const ACTS: Record<string, () => unknown> = {
 ranks.group?.barrier();
 beginStep(5);
 beginOperation(ranks.rank === ranks.world - 1 ? "rollout" : "update");
+ones([1]).free(); // the last operator
 process.stdout.write("ready\n");
 try {
   if (what === "each-other") {
