@@ -102,7 +102,7 @@ struct Heartbeat::State {
   int running = 2;      // threads
   Clock::time_point closeBy = Clock::time_point::max();  // a rank that has failed has ended by then
 
-  void publish();
+  bool publish();
   void look();
   void beat();
   void watch();
@@ -120,8 +120,8 @@ struct Heartbeat::State {
   static std::string key(int rank) { return "beat/" + std::to_string(rank); }
 };
 
-// Leaves this rank's sign.
-void Heartbeat::State::publish() {
+// Leaves this rank's sign; false for its last one.
+bool Heartbeat::State::publish() {
   const Standing stands = standing();
   Beat beat;
   {
@@ -138,6 +138,7 @@ void Heartbeat::State::publish() {
   std::lock_guard<std::mutex> lock(mutex);
   published = beat.number;
   changed.notify_all();
+  return beat.state == "alive";
 }
 
 // Takes note of the others': of those that are there already in one request.
@@ -171,11 +172,7 @@ void Heartbeat::State::look() {
 void Heartbeat::State::beat() {
   try {
     while (true) {
-      publish();
-      {
-        std::lock_guard<std::mutex> lock(mutex);
-        if (closed) break;
-      }
+      if (!publish()) break;
       look();
       std::unique_lock<std::mutex> lock(mutex);
       changed.wait_for(lock, interval, [&] { return wake || closed; });
