@@ -37,7 +37,7 @@ const ACTS: Record<string, () => unknown> = {
   work: () => work(LONG_MS),
   await: () => new Promise((resolve) => setTimeout(resolve, LONG_MS)),
   patient: () => patiently(() => spinOnAndOn(LONG_MS)),
-  nothing: () => {},
+  never: () => new Promise(() => {}),
 };
 
 ranks.group?.barrier();

@@ -37,6 +37,11 @@ test("a process alone that waits for the system without end says so", async () =
   expect(stderr).toMatch(/^error \[STALL\] in step 5, rollout for \d+ s: .*\(main thread: S \(sleeping\)\)/);
 });
 
+test("a process that waits for nothing any more is ended by Node", async () => {
+  const child = spawn(process.execPath, ["--import", "tsx", SCRIPT, "never"], { stdio: "ignore" });
+  expect(await new Promise((resolve) => child.once("close", resolve))).toBe(13);
+});
+
 test.each([
   ["work", "computes for longer than the limit"],
   ["await", "waits for something with its event loop alive"],
