@@ -8,10 +8,10 @@
 #include <condition_variable>
 #include <cstdio>
 #include <mutex>
-#include <sstream>
 #include <thread>
 #include <vector>
 
+#include "beat.h"
 #include "stall.h"
 
 namespace grove {
@@ -36,42 +36,6 @@ std::string oneLine(std::string text) {
   std::replace(text.begin(), text.end(), '\n', ' ');
   return text;
 }
-
-// A sign of life, as its lines.
-struct Beat {
-  int64_t number = -1;
-  std::string state;  // alive, left, failed
-  int64_t started = 0;  // collectives
-  int64_t waiting = -1, still = 0;  // as Standing, in ms
-  std::string where, operation, collective;
-  std::string error;  // the rest, where the rank has failed
-
-  std::vector<uint8_t> bytes() const {
-    const std::string text = std::to_string(number) + "\n" + state + "\n" + std::to_string(started) + "\n" + std::to_string(waiting) + "\n" +
-                             std::to_string(still) + "\n" + where + "\n" + operation + "\n" + collective + "\n" + error;
-    return {text.begin(), text.end()};
-  }
-
-  static Beat parse(const std::vector<uint8_t>& bytes) {
-    Beat beat;
-    std::istringstream lines(std::string(bytes.begin(), bytes.end()));
-    std::string number, started, waiting, still;
-    std::getline(lines, number);
-    std::getline(lines, beat.state);
-    std::getline(lines, started);
-    std::getline(lines, waiting);
-    std::getline(lines, still);
-    std::getline(lines, beat.where);
-    std::getline(lines, beat.operation);
-    std::getline(lines, beat.collective);
-    std::getline(lines, beat.error, '\0');
-    beat.number = std::atoll(number.c_str());
-    beat.started = std::atoll(started.c_str());
-    beat.waiting = std::atoll(waiting.c_str());
-    beat.still = std::atoll(still.c_str());
-    return beat;
-  }
-};
 
 struct Peer {
   Beat beat;  // number -1: not heard of yet
@@ -102,7 +66,7 @@ struct Heartbeat::State {
   int running = 2;      // threads
   Clock::time_point closeBy = Clock::time_point::max();  // a rank that has failed has ended by then
 
-  void publish();
+  bool publish();
   void look();
   void beat();
   void watch();
@@ -120,8 +84,8 @@ struct Heartbeat::State {
   static std::string key(int rank) { return "beat/" + std::to_string(rank); }
 };
 
-// Leaves this rank's sign.
-void Heartbeat::State::publish() {
+// Leaves this rank's sign; false for its last one.
+bool Heartbeat::State::publish() {
   const Standing stands = standing();
   Beat beat;
   {
@@ -138,6 +102,7 @@ void Heartbeat::State::publish() {
   std::lock_guard<std::mutex> lock(mutex);
   published = beat.number;
   changed.notify_all();
+  return beat.state == "alive";
 }
 
 // Takes note of the others': of those that are there already in one request.
@@ -171,11 +136,7 @@ void Heartbeat::State::look() {
 void Heartbeat::State::beat() {
   try {
     while (true) {
-      publish();
-      {
-        std::lock_guard<std::mutex> lock(mutex);
-        if (closed) break;
-      }
+      if (!publish()) break;
       look();
       std::unique_lock<std::mutex> lock(mutex);
       changed.wait_for(lock, interval, [&] { return wake || closed; });

@@ -4,9 +4,10 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <condition_variable>
+#include <fstream>
 #include <mutex>
+#include <sstream>
 #include <thread>
 
 #include "args.h"
@@ -131,7 +132,11 @@ void Watch::end(std::unique_lock<std::mutex>& lock, const std::string& what) {
                     "; last operator " + vital.op.load(std::memory_order_relaxed);
   const std::string in = (who.empty() ? "" : who + ", ") + "in " + operation + " for " + seconds(Clock::now() - operationSince);
   lock.unlock();
-  const std::string stack = isJs ? askJsStack(kStackLimit) : "";
+  std::istringstream frames(isJs ? askJsStack(kStackLimit) : "");
+  std::string stack, first;
+  for (std::string frame; std::getline(frames, frame); stack += "    at " + frame + "\n") {
+    if (first.empty()) first = frame;
+  }
   std::fprintf(stderr, "error [STALL] %s: %s (%s)\n%s", in.c_str(), why.c_str(), where.c_str(), stack.c_str());
   std::fflush(stderr);
   std::function<void(const std::string&)> tell;
@@ -139,7 +144,7 @@ void Watch::end(std::unique_lock<std::mutex>& lock, const std::string& what) {
     std::lock_guard<std::mutex> hooked(hooks().mutex);
     tell = hooks().tell;
   }
-  if (tell) tell(stack.empty() ? why : why + "; at" + stack.substr(0, stack.find('\n')));
+  if (tell) tell(first.empty() ? why : why + "; at " + first);
   _exit(1);
 }
 

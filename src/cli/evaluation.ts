@@ -74,6 +74,9 @@ async function evaluateHere(
 ): Promise<EvalResults> {
   const { evaluateLevels } = await import("../eval/evaluate.ts");
   const { applyDevice, openModel, openPipeline } = await import("../trainer/assemble.ts");
+  const { watchedProgress } = await import("./watched-progress.ts");
+  const { shard } = options;
+  using _watch = watchedProgress(config, { who: shard === undefined ? "" : `share ${shard.k} of ${shard.of}` });
   applyDevice(config);
   await recordRun(config, options.folder as string);
   using model = openModel(config);

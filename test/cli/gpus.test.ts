@@ -14,3 +14,20 @@ test("nvidia-smi's GPUs, those that CUDA_VISIBLE_DEVICES leaves", () => {
   expect(chooseGpus("", undefined)).toEqual([]);
   expect(chooseGpus("No devices were found\n", undefined)).toEqual([]);
 });
+
+test("GPUs that are cut into MIG slices count as the slice that a process sees", () => {
+  const listing = "0, GPU-aaaa1111, 40960, Enabled\n1, GPU-bbbb2222, 81920, Disabled\n";
+  const slices = [
+    "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa1111)",
+    "  MIG 3g.20gb     Device  0: (UUID: MIG-1111-2222)",
+    "  MIG 1g.5gb+me   Device  1: (UUID: MIG-3333-4444)",
+    "GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb2222)",
+  ].join("\n");
+  const gb = (visible?: string) => chooseGpus(listing, visible, slices).map(({ bytes }) => bytes / 1e9);
+  expect(gb()).toEqual([20]);
+  expect(gb("0")).toEqual([20]);
+  expect(gb("MIG-3333-4444")).toEqual([5]);
+  expect(gb("1")).toEqual([(81920 * 2 ** 20) / 1e9]);
+  expect(gb("MIG-9999")).toEqual([]);
+  expect(chooseGpus(listing, "0", "").map(({ bytes }) => bytes / 2 ** 20)).toEqual([40960]); // a driver that lists none
+});

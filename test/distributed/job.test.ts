@@ -1,7 +1,7 @@
 /** `grove grpo --nproc`: a whole job from the command line. */
 
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
@@ -102,6 +102,25 @@ test("a rank that hangs ends the job when its time is up, and is named", async (
   expect(status).toBe(1);
   expect(stderr).toMatch(/error \[RANK\] rank 0 ended with status 1 in step \d+/);
   expect(stderr).toMatch(/error \[COLLECTIVE\] rank 0 of 2, .* #\d+.*: rank 1 has not come to it within 3000 ms/);
+});
+
+test("a rank whose JavaScript loops ends the job within distributed.stallS and seconds, with its step, its stack and its log", async () => {
+  const [sign, spinner] = ["spin", "spinner.mjs"].map((name) => path.join(world.folder, name)) as [string, string];
+  const loop = `setInterval(function turnForEver() { while (process.env.GROVE_RANK === "1" && existsSync(sign)); }, 50).unref();`;
+  writeFileSync(spinner, `import { existsSync } from "node:fs";\nconst sign = ${JSON.stringify(sign)};\n${loop}\n`);
+  const flags = ["--nproc", "2", "--set", "distributed.stallS=3"];
+  const { ended, runDir } = job("looping", 500, flags, { NODE_OPTIONS: `--import ${spinner}` });
+  await untilStep(runDir, 1);
+  writeFileSync(sign, "");
+  const start = performance.now();
+  const { status, stderr } = await ended;
+  expect(performance.now() - start).toBeLessThan(30_000);
+  expect(status).toBe(1);
+  expect(stderr).toMatch(/error \[RANK\] rank 1 ended with status 1 in step \d+; .*its log: .*rank-1\.log/);
+  expect(stderr).toMatch(
+    /error \[STALL\] rank 1 of 2, in step \d+, .* for \d+ s: no progress within the limit of 3\.000 s .*last operator \w+::\S+ /,
+  );
+  expect(stderr).toContain("turnForEver");
 });
 
 test("ranks that a scheduler has started: one that is killed ends the others, which name it, its step and its log", async () => {

@@ -94,6 +94,15 @@ test("of ranks that fail together the cause is told, not who waited for it", asy
   expect(errors.text).toBe(""); // whoever catches the error prints it
 });
 
+test("a rank that has told the others of its failure has time to end by itself: it is the cause, whoever ended before", async () => {
+  const body = `
+    const fail = (text, ms) => setTimeout(() => { console.error(text); process.exit(1); }, ms);
+    if (rank === 1) fail("error [REWARD] out of memory", 7500);
+    else fail("error [COLLECTIVE] rank " + rank + " of 3, in step 2: rank 1 has failed, in step 2, reward: out of memory", 100 + rank);`;
+  const error = await launchRanks(ranks(3, body)).catch((caught: unknown) => caught);
+  expect((error as Error).message).toMatch(/^rank 1 ended with status 1 .*\nerror \[REWARD\] out of memory$/);
+}, 20_000);
+
 test("a signal is handed on once, and ranks that end well on it are no failure", async () => {
   capture(process.stdout);
   const body = `

@@ -37,12 +37,13 @@ const ACTS: Record<string, () => unknown> = {
   work: () => work(LONG_MS),
   await: () => new Promise((resolve) => setTimeout(resolve, LONG_MS)),
   patient: () => patiently(() => spinOnAndOn(LONG_MS)),
-  nothing: () => {},
+  never: () => new Promise(() => {}),
 };
 
 ranks.group?.barrier();
 beginStep(5);
 beginOperation(ranks.rank === ranks.world - 1 ? "rollout" : "update");
+ones([1]).free(); // the last operator
 process.stdout.write("ready\n");
 try {
   if (what === "each-other") {

@@ -18,9 +18,9 @@ test("a loop in JavaScript: the rank says where, and the others name it, its ste
   expect((performance.now() - start) / 1000).toBeLessThan(30);
   expect([other.status, victim.status]).toEqual([1, 1]);
   expect(victim.stderr).toMatch(
-    /^error \[STALL\] rank 1 of 2, in step 5, rollout for \d+ s: no progress within the limit of 2\.000 s \(distributed\.stallS\): JavaScript has not come back to its event loop for [2-4] s \(main thread: R \(running\)\); last operator .+ \(here\)$/m,
+    /^error \[STALL\] rank 1 of 2, in step 5, rollout for \d+ s: no progress within the limit of 2\.000 s \(distributed\.stallS\): JavaScript has not come back to its event loop for [2-4] s \(main thread: R \(running\)\); last operator aten::ones \(here\)$/m,
   );
-  expect(victim.stderr).toContain("spinOnAndOn");
+  expect(victim.stderr).toMatch(/^ {4}at spinOnAndOn \(.*stall-rank\.ts/m);
   expect(other.stderr).toMatch(
     /error \[COLLECTIVE\] rank 0 of 2, in step 5, update for \d+ s: rank 1 has failed, in step 5, rollout for \d s \(.*log of 1\): no progress within the limit/,
   );
@@ -35,6 +35,11 @@ test("a process alone that waits for the system without end says so", async () =
   const status = await new Promise((resolve) => child.once("close", resolve));
   expect(status).toBe(1);
   expect(stderr).toMatch(/^error \[STALL\] in step 5, rollout for \d+ s: .*\(main thread: S \(sleeping\)\)/);
+});
+
+test("a process that waits for nothing any more is ended by Node", async () => {
+  const child = spawn(process.execPath, ["--import", "tsx", SCRIPT, "never"], { stdio: "ignore" });
+  expect(await new Promise((resolve) => child.once("close", resolve))).toBe(13);
 });
 
 test.each([
