@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
+import { bestKnobs } from "./best-checkpoints.ts";
 
 const positive = () => z.number().int().positive();
 const fraction = () => z.number().min(0).max(1);
@@ -166,6 +167,7 @@ const trainer = z.strictObject({
       "Save when the run ends, and write the trained model; false: metrics are all that it leaves behind its last periodic checkpoint.",
   }),
   keepLast: positive().default(2).meta({ description: "Checkpoints kept." }),
+  ...bestKnobs,
   evalEvery: z
     .number()
     .int()

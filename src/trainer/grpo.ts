@@ -286,7 +286,7 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
         firstStep: run.firstStep,
         runStep: (step) => grpoStep(run, step),
         evaluate: (stopped) => evaluateSession(run, hooks, stopped),
-        save: (step, last) => saveSession(run, step, last),
+        save: (step, last, metrics) => saveSession(run, step, last, metrics),
         checkpoints: run.checkpoints,
         exportModel: () => exportSession(run),
       },

@@ -1,6 +1,7 @@
 /** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
 
 import path from "node:path";
+import { bestRule } from "../config/best-checkpoints.ts";
 import { type Config, configSchema } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
@@ -38,7 +39,7 @@ const FREE_KNOBS = [
   /^(device|threads|runDir)$/,
   /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
   /^(eval|rendered|tinyModel|distributed)\./,
-  /^trainer\.(saveEvery|saveFinal|keepLast|evalEvery|evalLimit|logCompletions)$/,
+  /^trainer\.(saveEvery|saveFinal|keepLast|keepBest|bestMetric|bestGoal|evalEvery|evalLimit|logCompletions)$/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
 ];
@@ -121,7 +122,11 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     );
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
-    const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast, ranks });
+    const checkpoints = new Checkpointer(folder.dir, {
+      keepLast: config.trainer.keepLast,
+      best: bestRule(config, stage),
+      ranks,
+    });
     return { ...session, folder, model, optimizer, checkpoints, startWeights, ...pipeline };
   } catch (error) {
     for (const item of opened.reverse()) item[Symbol.dispose]();
@@ -237,8 +242,8 @@ export async function evaluateSession(
   return shares.every((one) => one !== null) ? evalMetrics(sumResults(shares)) : null;
 }
 
-/** Begins the checkpoint of a step; resolves when training may go on, with `last` when it is complete. */
-export async function saveSession(session: Session, step: number, last: boolean): Promise<void> {
+/** Begins the checkpoint of a step, whose metrics tell how good it is; resolves when training may go on, with `last` when it is complete. */
+export async function saveSession(session: Session, step: number, last: boolean, metrics: Metrics): Promise<void> {
   const { config, stage, model, optimizer, samples, badSamples, bad, startWeights, ranks } = session;
   const { torch } = versions();
   const state: TrainState = {
@@ -254,7 +259,11 @@ export async function saveSession(session: Session, step: number, last: boolean)
   };
   const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
   const more = ranks.isFirst ? (session.moreFiles?.() ?? []) : [];
-  await session.checkpoints.save(step, [...files, ...more], { last });
+  const { metric, count } = bestRule(config, stage);
+  const value = metrics[metric];
+  if (count > 0 && !Number.isFinite(value))
+    log.warn({ step, metric, value }, "a checkpoint without a number to compare by is not among the best");
+  await session.checkpoints.save(step, [...files, ...more], { last, value });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */

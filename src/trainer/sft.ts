@@ -147,7 +147,7 @@ export async function trainSft(config: Config, hooks: TrainHooks = {}): Promise<
         firstStep: session.firstStep,
         runStep: (step) => sftStep(run, step),
         evaluate: (stopped) => evaluateSession(session, hooks, stopped),
-        save: (step, last) => saveSession(session, step, last),
+        save: (step, last, metrics) => saveSession(session, step, last, metrics),
         checkpoints: session.checkpoints,
         exportModel: () => exportSession(session),
       },
