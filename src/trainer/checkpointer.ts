@@ -11,6 +11,7 @@ import type { BestRule } from "../config/best-checkpoints.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import { tensorBytes } from "../model/safetensors.ts";
+import { patiently } from "../torch/progress.ts";
 import { scope } from "../torch/scope.ts";
 import type { Metrics } from "../types.ts";
 import type { CheckpointFile } from "./checkpoint.ts";
@@ -131,11 +132,20 @@ export class Checkpointer {
     const { step, files } = checkpoint;
     const { rank } = this.#ranks;
     if (rank === 0) {
-      announce(writeCheckpoint(await this.#whole(checkpoint)), secondsSince(start));
+      const whole = await this.#whole(checkpoint);
+      announce(
+        patiently(() => writeCheckpoint(whole)),
+        secondsSince(start),
+      );
       return;
     }
     try {
-      announcePart(this.#ranks, step, writePart({ runDir: this.#runDir, step, rank, files }));
+      const part = { runDir: this.#runDir, step, rank, files };
+      announcePart(
+        this.#ranks,
+        step,
+        patiently(() => writePart(part)),
+      );
     } catch (error) {
       this.#tellFailure(step, error);
       throw error;

@@ -2,6 +2,7 @@
 
 import path from "node:path";
 import { bestRule } from "../config/best-checkpoints.ts";
+import { isOwn } from "../config/rewards.ts";
 import { type Config, configSchema } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
@@ -12,6 +13,7 @@ import { log } from "../log.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { checkGoldAnswers } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
+import { patiently } from "../torch/progress.ts";
 import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Sample } from "../types.ts";
 import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
@@ -43,6 +45,7 @@ const FREE_KNOBS = [
   /^trainer\.(saveEvery|saveFinal|keepLast|keepBest|bestMetric|bestGoal|evalEvery|evalLimit|logCompletions)$/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
+  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
 ];
 
 /** Knobs that may differ among the ranks of a job: what they share the machines for, and what leads to no other collective. */
@@ -52,6 +55,7 @@ const OWN_KNOBS = [
   /^distributed\.(?!shard)/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/,
+  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
 ];
 
 /** An open training run. */
@@ -72,7 +76,7 @@ export interface Session extends Pipeline {
   bad: BadSamples; // the records behind that number, held against data.maxBadSamples
   /** Fingerprint of the weights before the first step. */
   startWeights: string;
-  /** What rank 0 writes into a checkpoint besides policy, optimizer and state. */
+  /** What this rank writes into a checkpoint besides policy, optimizer and state. */
   moreFiles?: () => CheckpointFile[];
 }
 
@@ -81,11 +85,12 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const { ranks = ALONE } = hooks;
   applyDevice(config);
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
-  const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
+  const state = checkpoint === undefined ? null : patiently(() => readCheckpoint(checkpoint, stage));
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
-  for (const { name, path } of stage === "grpo" ? config.rewards : []) {
-    if (path === undefined && (name === "accuracy" || name === "math"))
+  for (const reward of stage === "grpo" ? config.rewards : []) {
+    const { name } = reward;
+    if (!isOwn(reward) && (name === "accuracy" || name === "math"))
       checkGoldAnswers(samples, "data.train", { firstLetter: config.compat.firstLetterReward, reward: name });
   }
   ranks.requireSame({
@@ -264,18 +269,18 @@ export async function saveSession(session: Session, step: number, last: boolean,
     versions: { node: process.version, torch },
   };
   const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
-  const more = ranks.isFirst ? (session.moreFiles?.() ?? []) : [];
   const { metric, count } = bestRule(config, stage);
   const value = metrics[metric];
   if (count > 0 && !Number.isFinite(value))
     log.warn({ step, metric, value }, "a checkpoint without a number to compare by is not among the best");
-  await session.checkpoints.save(step, [...files, ...more], { last, value });
+  await session.checkpoints.save(step, [...files, ...(session.moreFiles?.() ?? [])], { last, value });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */
 export function exportSession({ config, folder, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
-  if (ranks.isFirst) replaceFolder(final, (temporary) => model.save(temporary, { copyFrom: config.model.path }));
+  const write = (temporary: string) => model.save(temporary, { copyFrom: config.model.path });
+  if (ranks.isFirst) patiently(() => replaceFolder(final, write));
   return final;
 }
 
