@@ -54,7 +54,8 @@ export function simulate({ lengths, ...rules }: RolloutCase): RolloutTimes {
       taken += got;
       takes += Number(got > 0);
     }
-    if (!rank.proceed()) working.delete(rank);
+    if (rank.isBusy) rank.proceed();
+    else working.delete(rank); // what waits elsewhere only gets less
   }
   return { endS: ranks.map(({ seconds }) => seconds), steps: ranks.map(({ steps }) => steps), taken };
 }
@@ -76,8 +77,12 @@ class SimulatedRank {
     );
   }
 
-  /** Admits what there are slots for and makes a step; false where nothing is left. */
-  proceed(): boolean {
+  get isBusy(): boolean {
+    return this.waiting.length > 0 || this.slots.some((one) => one !== null);
+  }
+
+  /** Admits what there are slots for and makes a step. */
+  proceed(): void {
     this.admit();
     const active = this.arrange();
     if (active.length > 0) {
@@ -86,7 +91,6 @@ class SimulatedRank {
       this.seconds += this.rules.costs.stepS;
     }
     this.retire();
-    return this.waiting.length > 0 || this.slots.some((one) => one !== null);
   }
 
   /** Takes from the rank with most to do, as much as there are rows to spare here; how many completions that were. */
