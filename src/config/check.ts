@@ -1,6 +1,7 @@
 /** What one knob's own type and range cannot say: which knobs need each other, and what a command needs. */
 
 import { ConfigError } from "../errors.ts";
+import { checkBest } from "./best-checkpoints.ts";
 import { checkAlgorithm } from "./check-algorithm.ts";
 import { checkRewards } from "./check-rewards.ts";
 import type { Config } from "./schema.ts";
@@ -40,6 +41,7 @@ export function checkConfig(config: Config): Problem[] {
   refuse(config.eval.topP === 0, "eval.topP", "0 leaves no token to sample; 1 keeps all");
 
   checkAlgorithm(config, refuse);
+  checkBest(config, refuse);
 
   refuse(
     trainer.evalEvery > 0 && Object.keys(data.eval).length === 0,

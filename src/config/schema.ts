@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
+import { bestKnobs } from "./best-checkpoints.ts";
 import { evaluation } from "./evaluation.ts";
 import { failureKnobs } from "./failure.ts";
 import { fraction, positive } from "./numbers.ts";
@@ -154,6 +155,7 @@ const trainer = z.strictObject({
       "Save when the run ends, and write the trained model; false: metrics are all that it leaves behind its last periodic checkpoint.",
   }),
   keepLast: positive().default(2).meta({ description: "Checkpoints kept." }),
+  ...bestKnobs,
   evalEvery: z
     .number()
     .int()

@@ -5,9 +5,12 @@
 
 import type { Prompt, Sample } from "../types.ts";
 import { BadSamples } from "./bad-samples.ts";
+import { mediaKey } from "./check-media.ts";
+import type { MediaRequest } from "./load-media.ts";
 import { MediaPool } from "./media-pool.ts";
 import type { DataLog, DataOptions } from "./options.ts";
-import { mediaOf, type Processor } from "./processor.ts";
+import { type MediaRef, mediaOf, type Processor } from "./processor.ts";
+import { type MediaSize, promptLength } from "./prompt-length.ts";
 
 /** Prompts kept in memory; a prompt of 16 frames and an image at 252 x 252 takes 14 MB. */
 const MEMORY_BYTES = 2 ** 30;
@@ -35,6 +38,7 @@ export class PromptLoader {
   readonly #pending = new Map<string, Promise<Prompt>>();
   /** Samples that failed, and why. */
   readonly #failed = new Map<string, { error: unknown }>();
+  readonly #sizes = new Map<string, MediaSize>(); // by mediaKey
   #ahead: Sample[] = [];
   #running = 0;
 
@@ -72,6 +76,19 @@ export class PromptLoader {
     } catch (error) {
       this.#bad.report({ ...sample.source, sampleId: sample.id }, error);
       return null;
+    }
+  }
+
+  /**
+   * Tokens of the sample's prompt, told by its text and the headers of its media; 0 for one that cannot be measured, which is likely one that cannot
+   * be used. Nothing is decoded, reported or counted, and it says the same whatever has been loaded before.
+   */
+  async length(sample: Sample): Promise<number> {
+    try {
+      const sizes = await Promise.all(mediaOf(sample).map((ref) => this.#sizeOf(ref)));
+      return promptLength(sample, sizes, this.#processor, this.#config.maxPromptTokens);
+    } catch {
+      return 0; // load() says why
     }
   }
 
@@ -128,15 +145,23 @@ export class PromptLoader {
   }
 
   async #build(sample: Sample): Promise<Prompt> {
-    const { cacheDir, cacheGib } = this.#config;
-    const cache = cacheGib > 0 ? { folder: cacheDir, limitBytes: cacheGib * GIB } : null;
-    const { sizeRule: size, patchRule } = this.#processor;
+    const { patchRule } = this.#processor;
     const pictures = await Promise.all(
-      mediaOf(sample).map((ref) =>
-        this.#pool.loadPicture({ ...ref, frames: frameRule(this.#config), size, cache }, patchRule),
-      ),
+      mediaOf(sample).map((ref) => this.#pool.loadPicture(this.#requestOf(ref), patchRule)),
     );
     return this.#processor.build(sample, pictures);
+  }
+
+  async #sizeOf(ref: MediaRef): Promise<MediaSize> {
+    const known = this.#sizes.get(mediaKey(ref)) ?? (await this.#pool.size(this.#requestOf(ref)));
+    this.#sizes.set(mediaKey(ref), known);
+    return known;
+  }
+
+  #requestOf(ref: MediaRef): MediaRequest {
+    const { cacheDir, cacheGib } = this.#config;
+    const cache = cacheGib > 0 ? { folder: cacheDir, limitBytes: cacheGib * GIB } : null;
+    return { ...ref, frames: frameRule(this.#config), size: this.#processor.sizeRule, cache };
   }
 
   #remember(key: string, prompt: Prompt): void {

@@ -9,6 +9,7 @@ import type { MediaRequest } from "./load-media.ts";
 import type { MediaReply, MediaTask } from "./media-worker.ts";
 import type { Media } from "./options.ts";
 import type { PatchRule, Picture } from "./patches.ts";
+import type { MediaSize } from "./prompt-length.ts";
 
 export class MediaPool {
   readonly #pool: Piscina<MediaTask, MediaReply>;
@@ -39,6 +40,13 @@ export class MediaPool {
     const reply = await this.#run({ ...request, patches });
     invariant("picture" in reply, "patches were asked for");
     return reply.picture;
+  }
+
+  /** How large the file will be (media-size.ts), without decoding it; throws like load. */
+  async size(request: MediaRequest): Promise<MediaSize> {
+    const reply = await this.#run({ ...request, sizeOnly: true });
+    invariant("size" in reply, "a size was asked for");
+    return reply.size;
   }
 
   async #run(task: MediaTask): Promise<MediaReply> {

@@ -3,21 +3,26 @@
 import { move, transferableSymbol, valueSymbol } from "piscina";
 import { GroveError } from "../errors.ts";
 import { loadMedia, loadPicture, type MediaRequest } from "./load-media.ts";
+import { mediaSize } from "./media-size.ts";
 import type { Media } from "./options.ts";
 import type { PatchRule, Picture } from "./patches.ts";
+import type { MediaSize } from "./prompt-length.ts";
 
-/** Patches of the file where `patches` says how to cut them, its pixels otherwise. */
+/** Its size alone where that is all; patches of the file where `patches` says how to cut them, its pixels otherwise. */
 export interface MediaTask extends MediaRequest {
   patches?: PatchRule;
+  sizeOnly?: boolean;
 }
 
 export type MediaReply =
   | { media: Media }
   | { picture: Picture }
+  | { size: MediaSize }
   | { failure: Pick<GroveError, "code" | "message" | "details"> };
 
-export default async function work({ patches, ...request }: MediaTask): Promise<MediaReply> {
+export default async function work({ patches, sizeOnly = false, ...request }: MediaTask): Promise<MediaReply> {
   try {
+    if (sizeOnly) return { size: await mediaSize(request, request.frames, request.size) };
     if (patches !== undefined) {
       const picture = await loadPicture(request, patches);
       return handOver(picture.input.pixels.buffer as ArrayBuffer, { picture });

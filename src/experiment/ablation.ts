@@ -143,7 +143,7 @@ function keepConfig({ job, folder }: JobState, events: readonly AblationEvent[])
 
 /** Without what decides no result. */
 function deciding({ runDir: _runDir, device: _device, threads: _threads, trainer, ...knobs }: Config) {
-  const { saveEvery: _every, saveFinal: _final, keepLast: _last, ...rest } = trainer;
+  const { saveEvery: _every, saveFinal: _final, keepLast: _last, keepBest: _best, ...rest } = trainer;
   return { ...knobs, trainer: rest };
 }
 

@@ -18,7 +18,9 @@ import {
 } from "node:fs";
 import path from "node:path";
 import { crc32 } from "node:zlib";
+import type { BestRule } from "../config/best-checkpoints.ts";
 import { CheckpointError } from "../errors.ts";
+import { bestOf, type CheckpointMetric, metricOf, pointToBest, type RatedCheckpoint } from "./best-checkpoint.ts";
 import { replaceFile, replaceFolder } from "./files.ts";
 
 const MANIFEST = "manifest.json";
@@ -35,6 +37,8 @@ const PART = /^\.part-(\d+)-\d+/;
 export interface Manifest {
   format: number;
   files: Record<string, { bytes: number; crc32: number }>;
+  /** How good it is; not there where its step had no such number. */
+  metric?: CheckpointMetric;
 }
 
 /** A file of a checkpoint by its path in it: its bytes, or the file whose bytes it takes. */
@@ -44,8 +48,12 @@ export interface CheckpointToWrite {
   runDir: string;
   step: number;
   files: FileToWrite[];
-  /** Complete checkpoints that stay, this one counted. */
+  /** The newest complete checkpoints that stay, this one counted. */
   keepLast: number;
+  /** Which others stay; default: none. */
+  best?: BestRule;
+  /** This one's number by that rule. */
+  value?: number;
   /** What other ranks have written already, on the same file system. */
   parts?: WrittenPart[];
 }
@@ -64,10 +72,12 @@ export interface WrittenPart {
 }
 
 /**
- * Writes a checkpoint, then removes all complete ones but the newest, and what killed processes left half-written. Returns its folder.
+ * Writes a checkpoint, lets `best` point to the best one, then removes all complete ones but the newest and the best, and what killed processes left
+ * half-written. Returns its folder. A process killed on the way leaves more checkpoints than stay, never fewer.
  * @throws CheckpointError when a file cannot be written; nothing of the checkpoint stays then.
  */
-export function writeCheckpoint({ runDir, step, files, keepLast, parts = [] }: CheckpointToWrite): string {
+export function writeCheckpoint(checkpoint: CheckpointToWrite): string {
+  const { runDir, step, files, keepLast, best, parts = [] } = checkpoint;
   const folder = path.join(runDir, `checkpoint-${step}`);
   try {
     replaceFolder(folder, (temporary) => {
@@ -77,13 +87,22 @@ export function writeCheckpoint({ runDir, step, files, keepLast, parts = [] }: C
           renameSync(path.join(part.folder, name), path.join(temporary, name));
         written.push(...Object.entries(part.files));
       }
-      const manifest: Manifest = { format: FORMAT, files: Object.fromEntries(written.sort(byName)) };
+      const metric = best && metricOf(best, checkpoint.value);
+      const manifest: Manifest = {
+        format: FORMAT,
+        files: Object.fromEntries(written.sort(byName)),
+        ...(metric && { metric }),
+      };
       replaceFile(path.join(temporary, MANIFEST), JSON.stringify(manifest, null, 1));
     });
-    const complete = listCheckpoints(runDir).filter(({ folder }) => isComplete(folder));
+    const complete = completeCheckpoints(runDir);
+    const chosen = best === undefined ? [] : bestOf(complete, best);
+    pointToBest(runDir, chosen[0]); // before what it points to now may go
+    const kept = new Set([...complete.slice(-keepLast), ...chosen]);
     // Under a hidden name first: a process killed meanwhile leaves no folder that looks like a checkpoint.
-    for (const { folder: old, step: of } of complete.slice(0, -keepLast))
-      renameSync(old, path.join(runDir, `.checkpoint-${of}.old`));
+    for (const one of complete) {
+      if (!kept.has(one)) renameSync(one.folder, path.join(runDir, `.checkpoint-${one.step}.old`));
+    }
     for (const name of readdirSync(runDir)) {
       const part = PART.exec(name)?.[1]; // later ones may be on their way
       if (HALF_WRITTEN.test(name) || (part !== undefined && Number(part) <= step))
@@ -135,6 +154,15 @@ export function readManifest(folder: string): Manifest {
   } catch (error) {
     throw new CheckpointError(file, "is not valid JSON", {}, error);
   }
+}
+
+function completeCheckpoints(runDir: string): RatedCheckpoint[] {
+  return listCheckpoints(runDir)
+    .filter(({ folder }) => isComplete(folder))
+    .map((one) => {
+      const { metric } = readManifest(one.folder);
+      return { ...one, ...(metric && { metric }) };
+    });
 }
 
 function listCheckpoints(runDir: string): { step: number; folder: string }[] {

@@ -6,7 +6,7 @@
  *   reference/              with trainer.referenceEvery: the reference policy as it is by now (moving-reference.ts); where it is cut over the ranks
  *                           reference-<n>-of-<ranks>.safetensors, each rank's part
  *   state.json              step, updates, counters, the resolved config, versions, a fingerprint of the weights the run started from
- *   manifest.json           bytes and CRC-32 of every file above; written last
+ *   manifest.json           bytes and CRC-32 of every file above, and the number that tells how good it is; written last
  * The data order and every random draw are functions of (seed, step), so the step is their whole state. A reference policy that does not move is
  * the model the run started from and is read, or drawn, again; its fingerprint tells whether it is still the same.
  *

@@ -7,6 +7,7 @@
  */
 
 import path from "node:path";
+import type { BestRule } from "../config/best-checkpoints.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import { tensorBytes } from "../model/safetensors.ts";
@@ -14,7 +15,7 @@ import { patiently } from "../torch/progress.ts";
 import { scope } from "../torch/scope.ts";
 import type { Metrics } from "../types.ts";
 import type { CheckpointFile } from "./checkpoint.ts";
-import { type FileToWrite, writeCheckpoint, writePart } from "./checkpoint-folder.ts";
+import { type CheckpointToWrite, type FileToWrite, writeCheckpoint, writePart } from "./checkpoint-folder.ts";
 import { announceFailure, announcePart, collectParts } from "./checkpoint-parts.ts";
 import { CheckpointThread } from "./checkpoint-thread.ts";
 import { freeHostBytes, Snapshot } from "./snapshot.ts";
@@ -22,9 +23,16 @@ import { freeHostBytes, Snapshot } from "./snapshot.ts";
 /** How long the other ranks may take to write their parts where a run ends with an error, which may be that one of them is gone. */
 const CLOSING_MS = 5000;
 
+/** A checkpoint that is on its way. */
+interface Begun {
+  step: number;
+  files: FileToWrite[];
+  value: number | undefined;
+}
+
 export class Checkpointer {
   readonly #runDir: string;
-  readonly #keepLast: number;
+  readonly #keep: { keepLast: number; best?: BestRule };
   readonly #ranks: Ranks;
   readonly #snapshot: Snapshot;
   readonly #thread = new CheckpointThread();
@@ -33,9 +41,10 @@ export class Checkpointer {
   #metrics: Metrics = {};
   #closing = Number.POSITIVE_INFINITY; // since when, ms
 
-  constructor(runDir: string, options: { keepLast: number; snapshot?: Snapshot; ranks?: Ranks }) {
+  /** @param options which checkpoints stay: as many of the newest and, with `best`, of the best; the others' defaults serve a run alone */
+  constructor(runDir: string, options: { keepLast: number; best?: BestRule; snapshot?: Snapshot; ranks?: Ranks }) {
     this.#runDir = runDir;
-    this.#keepLast = options.keepLast;
+    this.#keep = { keepLast: options.keepLast, ...(options.best && { best: options.best }) };
     this.#ranks = options.ranks ?? ALONE;
     const { localWorld } = this.#ranks;
     this.#snapshot = options.snapshot ?? new Snapshot(() => freeHostBytes() / localWorld); // the others take theirs just now
@@ -43,18 +52,23 @@ export class Checkpointer {
 
   /**
    * Begins the checkpoint of a step, with the tensors as they are now; resolves when training may go on. With `last` it is complete then,
-   * as far as it is this rank's. `files` are those that this rank has to write.
+   * as far as it is this rank's. `files` are those that this rank has to write; `value` says how good the step was, where that is known.
    * @throws CheckpointError what this one, or the one before it, failed with
    */
-  async save(step: number, files: readonly CheckpointFile[], options: { last?: boolean } = {}): Promise<void> {
+  async save(
+    step: number,
+    files: readonly CheckpointFile[],
+    options: { last?: boolean; value?: number | undefined } = {},
+  ): Promise<void> {
     const start = performance.now();
     await this.saved();
     const staged = options.last ? null : this.#snapshot.take(files);
     // Rank 0 holds training until it has all parts where it writes in place, and a rank that waits for it in the next step could not hand its own over.
     const hold = this.#ranks.any(staged === null);
-    if (staged === null) await this.#writeNow(step, files.map(inPlace), start);
+    const { value } = options;
+    if (staged === null) await this.#writeNow({ step, value, files: files.map(inPlace) }, start);
     else {
-      this.#inFlight = this.#writeBeside(step, staged);
+      this.#inFlight = this.#writeBeside({ step, value, files: staged });
       if (hold) await this.saved();
     }
     this.#metrics["time/checkpoint_s"] = secondsSince(start);
@@ -94,7 +108,8 @@ export class Checkpointer {
     this.#snapshot[Symbol.dispose]();
   }
 
-  async #writeBeside(step: number, files: FileToWrite[]): Promise<void> {
+  async #writeBeside(checkpoint: Begun): Promise<void> {
+    const { step, files } = checkpoint;
     const { rank } = this.#ranks;
     try {
       await this.#snapshot.taken();
@@ -104,7 +119,7 @@ export class Checkpointer {
         announcePart(this.#ranks, step, part);
         return;
       }
-      const { folder, seconds } = await this.#thread.write(await this.#whole(step, files));
+      const { folder, seconds } = await this.#thread.write(await this.#whole(checkpoint));
       this.#metrics["time/checkpoint_write_s"] = seconds;
       announce(folder, seconds);
     } catch (error) {
@@ -113,10 +128,11 @@ export class Checkpointer {
     }
   }
 
-  async #writeNow(step: number, files: FileToWrite[], start: number): Promise<void> {
+  async #writeNow(checkpoint: Begun, start: number): Promise<void> {
+    const { step, files } = checkpoint;
     const { rank } = this.#ranks;
     if (rank === 0) {
-      const whole = await this.#whole(step, files);
+      const whole = await this.#whole(checkpoint);
       announce(
         patiently(() => writeCheckpoint(whole)),
         secondsSince(start),
@@ -146,12 +162,12 @@ export class Checkpointer {
   }
 
   /** Rank 0's files and, when they are written, those of the others. */
-  async #whole(step: number, files: FileToWrite[]) {
+  async #whole({ step, files, value }: Begun): Promise<CheckpointToWrite> {
     const start = performance.now();
     const limit = this.#ranks.group?.timeoutMs ?? 0;
     const isDue = () => performance.now() > Math.min(start + limit, this.#closing + CLOSING_MS);
     const parts = await collectParts(this.#ranks, step, path.join(this.#runDir, `checkpoint-${step}`), isDue);
-    return { runDir: this.#runDir, step, files, keepLast: this.#keepLast, parts };
+    return { runDir: this.#runDir, step, files, ...this.#keep, ...(value !== undefined && { value }), parts };
   }
 }
 

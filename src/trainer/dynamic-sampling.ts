@@ -9,7 +9,7 @@ import { otherIndices, sampleIndices } from "../data/order.ts";
 import type { Metrics, Prompt, RolloutGroup, Sample } from "../types.ts";
 import { isUniform } from "./advantages/baseline.ts";
 import { loadShare, type Session } from "./session.ts";
-import { placesOf, type StepPrompts } from "./whole-batch.ts";
+import type { StepPrompts } from "./whole-batch.ts";
 
 /** Whether a group is part of the loss. */
 export function isKept(group: Pick<RolloutGroup, "rewards">, { filterUniform }: Config["trainer"]): boolean {
@@ -43,9 +43,8 @@ export async function drawGroups(
     const indices = otherIndices(samples.length, first.total - kept, asked, config.seed, "resample", step, round);
     if (indices.length === 0) break;
     for (const index of indices) asked.add(index);
-    const share = placesOf(ranks, indices.length).map((k) => {
-      return { place: round * questionsPerStep + k, sample: samples[indices[k] as number] as Sample };
-    });
+    const others = await session.shares.of(indices.map((index) => samples[index] as Sample));
+    const share = others.map(({ place, sample }) => ({ place: round * questionsPerStep + place, sample }));
     const { prompts, places } = await loadShare(session, step, share);
     drawn.groups.push(...(await draw(prompts)));
     drawn.places.push(...places);

@@ -9,6 +9,7 @@ import {
   readdirSync,
   renameSync,
   rmSync,
+  symlinkSync,
   writeSync,
 } from "node:fs";
 import path from "node:path";
@@ -22,6 +23,15 @@ export function replaceFile(file: string, content: string): void {
   fsyncSync(descriptor);
   closeSync(descriptor);
   renameSync(temporary, file);
+}
+
+/** Creates or replaces a symbolic link to a sibling: whoever follows it comes to the old one or the new. */
+export function replaceLink(link: string, sibling: string): void {
+  const temporary = path.join(path.dirname(link), `.${path.basename(link)}.tmp`);
+  rmSync(temporary, { force: true }); // of a process that was killed
+  symlinkSync(sibling, temporary);
+  renameSync(temporary, link);
+  flush(path.dirname(link));
 }
 
 /**

@@ -64,7 +64,7 @@ import { openShardedReference, type ShardedReference } from "./sharded-reference
 import { countsInLoss } from "./token-weights.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
 import type { VisionFeatures } from "./vision-features.ts";
-import { gatherGroups } from "./whole-batch.ts";
+import { gatherGroups, imbalanceMetrics } from "./whole-batch.ts";
 
 interface GrpoRun extends Session {
   rewards: Rewards;
@@ -95,7 +95,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     ? await watch.time("reference", () => askReferenceFirst(run, groups))
     : null;
 
-  const { batch: asked, own } = gatherGroups(run.ranks, drawn.places, drawn.groups); // of all ranks, the same everywhere
+  const { batch: asked, own, rankOf } = gatherGroups(run.ranks, drawn.places, drawn.groups); // of all ranks, the same everywhere
   const batch = asked.filter((group) => isKept(group, trainer));
   assignAdvantages(batch, trainer);
   for (const [i, group] of drawn.groups.entries()) group.advantages = own[i]?.advantages ?? [];
@@ -136,6 +136,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     "rollout/occupancy": run.sampler.stats.occupancy, // share of the decode steps' rows that gave a token
     "data/questions": asked.length,
     ...filterMetrics(asked, drawn.rounds, trainer),
+    ...imbalanceMetrics(run.ranks, batch, rankOf),
     "data/bad_samples": run.badSamples,
     ...watch.metrics(),
     "time/prefill_s": sampler.prefillS, // parts of time/rollout_s
@@ -334,7 +335,7 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
         firstStep: run.firstStep,
         runStep: (step) => grpoStep(run, step),
         evaluate: (stopped) => evaluateSession(run, hooks, stopped),
-        save: (step, last) => saveSession(run, step, last),
+        save: (step, last, metrics) => saveSession(run, step, last, metrics),
         checkpoints: run.checkpoints,
         exportModel: () => exportSession(run),
       },

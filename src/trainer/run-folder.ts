@@ -6,6 +6,7 @@
  *   log.jsonl            everything that was logged
  *   ranks/               of a job of several processes: rank-<n>.jsonl, what rank n > 0 logged; rank-<n>.log, what it printed
  *   checkpoint-<step>/   see checkpoint.ts
+ *   best                 with trainer.keepBest: a link to the checkpoint that is best so far (best-checkpoint.ts)
  *   final/               the trained model as a Hugging Face folder
  * Lines are appended and handed to the operating system before a call returns, so a killed process loses at most the line it was
  * writing. A resumed run cuts the lines after its checkpoint: the steps they tell of are made again.
@@ -34,7 +35,7 @@ const FILES = { config: "config.yaml", metrics: "metrics.jsonl", completions: "c
 
 /** What a run leaves in its folder and a run that overwrites it removes; the log is kept. */
 const OWN_ENTRY =
-  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+(-rank-\d+)?\.json|\.?checkpoint-\d+.*|\.part-\d+.*)$/;
+  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|\.?best(\.tmp)?|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+(-rank-\d+)?\.json|\.?checkpoint-\d+.*|\.part-\d+.*)$/;
 
 /** Where the ranks of a job leave their logs. */
 export const RANKS_FOLDER = "ranks";

@@ -1,6 +1,7 @@
 /** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
 
 import path from "node:path";
+import { bestRule } from "../config/best-checkpoints.ts";
 import { isOwn } from "../config/rewards.ts";
 import { type Config, configSchema } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
@@ -30,17 +31,18 @@ import { latestCheckpoint } from "./checkpoint-folder.ts";
 import { Checkpointer } from "./checkpointer.ts";
 import { replaceFolder } from "./files.ts";
 import { AdamW } from "./optimizer.ts";
+import { measureQuestions, type PlacedSample, QuestionShares } from "./question-shares.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
 import { totalSteps } from "./schedule.ts";
 import type { TrainHooks } from "./training-loop.ts";
-import { type PlacedSample, placesOf, type StepPrompts } from "./whole-batch.ts";
+import type { StepPrompts } from "./whole-batch.ts";
 
 /** Knobs that may differ between the sessions of a run without making it another run. */
 const FREE_KNOBS = [
   /^(device|threads|runDir)$/,
   /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
   /^(eval|rendered|tinyModel|distributed)\./,
-  /^trainer\.(saveEvery|saveFinal|keepLast|evalEvery|evalLimit|logCompletions)$/,
+  /^trainer\.(saveEvery|saveFinal|keepLast|keepBest|bestMetric|bestGoal|evalEvery|evalLimit|logCompletions)$/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
   /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
@@ -70,6 +72,7 @@ export interface Session extends Pipeline {
   steps: number; // of the whole run
   firstStep: number; // 0, or where the checkpoint left off
   badSamples: number; // left out of steps so far, over all sessions
+  shares: QuestionShares; // of what each step asks
   bad: BadSamples; // the records behind that number, held against data.maxBadSamples
   /** Fingerprint of the weights before the first step. */
   startWeights: string;
@@ -126,8 +129,20 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     );
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
-    const checkpoints = new Checkpointer(folder.dir, { keepLast: config.trainer.keepLast, ranks });
-    return { ...session, folder, model, optimizer, checkpoints, startWeights, ...pipeline };
+    const { questionsPerStep } = config.trainer;
+    const shares = new QuestionShares({
+      ranks,
+      steps: session.steps,
+      samplesOf: (step) =>
+        sampleIndices(samples.length, step, questionsPerStep, config.seed).map((index) => samples[index] as Sample),
+      measure: measureQuestions(stage, pipeline),
+    });
+    const checkpoints = new Checkpointer(folder.dir, {
+      keepLast: config.trainer.keepLast,
+      best: bestRule(config, stage),
+      ranks,
+    });
+    return { ...session, folder, model, optimizer, checkpoints, startWeights, shares, ...pipeline };
   } catch (error) {
     for (const item of opened.reverse()) item[Symbol.dispose]();
     throw error;
@@ -185,18 +200,15 @@ export function requireStartWeights({ config, startWeights }: Session, found: st
   );
 }
 
-/** The samples of a step's list that are this rank's. */
-function shareOf({ config, samples, ranks }: Session, step: number): PlacedSample[] {
-  const indices = sampleIndices(samples.length, step, config.trainer.questionsPerStep, config.seed);
-  return placesOf(ranks, indices.length).map((place) => ({
-    place,
-    sample: samples[indices[place] as number] as Sample,
-  }));
+/** This rank's prompts of one step. */
+export async function loadPrompts(session: Session, step: number): Promise<StepPrompts> {
+  const [share = []] = await session.shares.ofSteps(step, lastAhead(session, step));
+  return loadShare(session, step, share);
 }
 
-/** This rank's prompts of one step. */
-export function loadPrompts(session: Session, step: number): Promise<StepPrompts> {
-  return loadShare(session, step, shareOf(session, step));
+/** The last step whose prompts are prepared ahead. */
+function lastAhead({ config, steps }: Session, step: number): number {
+  return Math.min(step + config.data.prefetch, steps - 1);
 }
 
 /**
@@ -204,10 +216,9 @@ export function loadPrompts(session: Session, step: number): Promise<StepPrompts
  * step goes on with fewer questions.
  */
 export async function loadShare(session: Session, step: number, share: readonly PlacedSample[]): Promise<StepPrompts> {
-  const { config, loader, ranks, bad } = session;
-  const last = Math.min(step + config.data.prefetch, session.steps - 1);
-  const later = Array.from({ length: last - step }, (_, i) => shareOf(session, step + 1 + i)).flat();
-  loader.prefetch([...share, ...later].map(({ sample }) => sample));
+  const { loader, ranks, bad, shares } = session;
+  const [, ...later] = await shares.ofSteps(step, lastAhead(session, step)); // known by now
+  loader.prefetch([...share, ...later.flat()].map(({ sample }) => sample));
   const loaded: StepPrompts = { prompts: [], places: [], total: 0 };
   let skipped = 0;
   for (const { place, sample } of share) {
@@ -242,8 +253,8 @@ export async function evaluateSession(
   return shares.every((one) => one !== null) ? evalMetrics(sumResults(shares)) : null;
 }
 
-/** Begins the checkpoint of a step; resolves when training may go on, with `last` when it is complete. */
-export async function saveSession(session: Session, step: number, last: boolean): Promise<void> {
+/** Begins the checkpoint of a step, whose metrics tell how good it is; resolves when training may go on, with `last` when it is complete. */
+export async function saveSession(session: Session, step: number, last: boolean, metrics: Metrics): Promise<void> {
   const { config, stage, model, optimizer, samples, badSamples, bad, startWeights, ranks } = session;
   const { torch } = versions();
   const state: TrainState = {
@@ -258,7 +269,11 @@ export async function saveSession(session: Session, step: number, last: boolean)
     versions: { node: process.version, torch },
   };
   const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
-  await session.checkpoints.save(step, [...files, ...(session.moreFiles?.() ?? [])], { last });
+  const { metric, count } = bestRule(config, stage);
+  const value = metrics[metric];
+  if (count > 0 && !Number.isFinite(value))
+    log.warn({ step, metric, value }, "a checkpoint without a number to compare by is not among the best");
+  await session.checkpoints.save(step, [...files, ...(session.moreFiles?.() ?? [])], { last, value });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */

@@ -25,6 +25,7 @@ import { splitByTokens } from "./batch.ts";
 import { questionsRecur } from "./feature-sources.ts";
 import { readTogether } from "./loss.ts";
 import { firstNonFinite, StopWatch } from "./metrics.ts";
+import { imbalance } from "./question-shares.ts";
 import { RecomputePlanner } from "./recompute-planner.ts";
 import { learningRate } from "./schedule.ts";
 import {
@@ -62,13 +63,14 @@ async function sftStep(run: SftRun, step: number): Promise<Metrics> {
   const packs = splitByTokens(records, recordTokens, run.config.trainer.tokensPerPack);
   const tokens = run.ranks.sum(records.reduce((sum, { completions }) => sum + completions[0].length, 0)); // T, of all ranks
   const update = await watch.time("update", () => updatePolicy(run, step, packs, tokens));
+  const tokensByRank = run.ranks.gather(records.reduce((sum, record) => sum + recordTokens(record), 0));
   return {
     ...update,
     "data/records": total,
     "data/response_tokens": tokens,
     "data/bad_samples": run.badSamples,
-    "data/tokens_per_s":
-      run.ranks.sum(records.reduce((sum, record) => sum + recordTokens(record), 0)) / watch.seconds("update"),
+    ...(run.ranks.world > 1 && { "data/token_imbalance": imbalance(tokensByRank) }),
+    "data/tokens_per_s": tokensByRank.reduce((sum, own) => sum + own, 0) / watch.seconds("update"),
     ...watch.metrics(),
     ...memoryMetrics(),
   };
@@ -147,7 +149,7 @@ export async function trainSft(config: Config, hooks: TrainHooks = {}): Promise<
         firstStep: session.firstStep,
         runStep: (step) => sftStep(run, step),
         evaluate: (stopped) => evaluateSession(session, hooks, stopped),
-        save: (step, last) => saveSession(session, step, last),
+        save: (step, last, metrics) => saveSession(session, step, last, metrics),
         checkpoints: session.checkpoints,
         exportModel: () => exportSession(session),
       },

@@ -54,8 +54,11 @@ export interface Training {
   runStep(step: number): Promise<Metrics>;
   /** `eval/<level>/...`; null when `stopped` turned true on the way. */
   evaluate(stopped: () => boolean): Promise<Metrics | null>;
-  /** Begins a checkpoint; resolves when training may go on. `last`: no step follows; the checkpoint is complete then. */
-  save(stepsDone: number, last: boolean): Promise<void>;
+  /**
+   * Begins a checkpoint; resolves when training may go on. `last`: no step follows; the checkpoint is complete then. `metrics` are those of its
+   * step, an evaluation's among them where one was made.
+   */
+  save(stepsDone: number, last: boolean, metrics: Metrics): Promise<void>;
   /** Those that are written while steps are made. */
   checkpoints: Pick<Checkpointer, "check" | "saved" | "takeMetrics">;
   /** Writes the trained model; returns its folder. */
@@ -104,7 +107,7 @@ export async function trainingLoop(
       if ((last && saveFinal) || (saveEvery > 0 && done % saveEvery === 0)) {
         folder.flush();
         beginOperation("checkpoint");
-        await training.save(done, last);
+        await training.save(done, last, { ...metrics, ...evaluated });
       }
     }
     await checkpoints.saved();

@@ -52,6 +52,36 @@ test("video and image become a prompt, decoded on a worker thread", async () => 
   expect(prompt?.inputIds.filter((id) => id === processor.tokenIds.video).length).toBe(8);
 });
 
+test("a prompt's length is known before anything is decoded, whatever the sizes of its media", async () => {
+  const free = await Processor.load(qwen2VlFolder(), { ...dataOptions, minPixels: 56 * 56, maxPixels: 140 * 140 });
+  await sharp(picture(300, 90), { raw: { width: 90, height: 300, channels: 3 } })
+    .jpeg()
+    .toFile(at("tall.jpg"));
+  await writeNumberedClip(at("long.mp4"), { frames: 40, rate: "6" });
+  const questions = [
+    sample("both", "clip.mp4", "still.png"),
+    sample("tall", "tall.jpg", "long.mp4"),
+    sample("no media, and more to read than the others have"),
+  ];
+  for (const rule of [processor, free]) {
+    for (const question of questions) {
+      const told = await loader({}, { processor: rule }).length(question);
+      const made = loader({}, { processor: rule });
+      expect(told).toBe((await made.load(question))?.inputIds.length);
+      expect(await made.length(question), "once it is loaded").toBe(told);
+    }
+  }
+});
+
+test("a question that cannot be measured has no length, and nobody is told before it is loaded", async () => {
+  const made = loader({ onBadSample: "skip", maxBadSamples: 0 });
+  warnings.length = 0;
+  expect(await made.length(sample("gone", "nowhere.png"))).toBe(0);
+  expect(await made.length(sample("gone", "nowhere.mp4"))).toBe(0);
+  expect(made.badSamples).toBe(0);
+  expect(warnings).toEqual([]);
+});
+
 test("two loads at a time share one decode, later ones come from memory", async () => {
   const made = loader();
   writeFileSync(

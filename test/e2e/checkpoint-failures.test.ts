@@ -1,7 +1,7 @@
 /** Processes that are killed while a checkpoint is written beside training, and disks that are full. */
 
 import { spawn, spawnSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -24,6 +24,12 @@ beforeAll(() => {
   folder = mkdtempSync(path.join(tmpdir(), "checkpoint-failures-"));
 });
 afterAll(() => rmSync(folder, { recursive: true }));
+
+/** The step of the checkpoint that `best` points to, whole in every file; 0 where there is no such link. */
+function bestStep(runDir: string): number {
+  const link = path.join(runDir, "best");
+  return lstatSync(link, { throwIfNoEntry: false }) === undefined ? 0 : readCheckpoint(link, "sft").step;
+}
 
 /** The step of the newest checkpoint, 0 where there is none, after checking that it is that step's in every value. */
 function checkedStep(runDir: string): number {
@@ -62,6 +68,13 @@ test(`SIGKILL at ${TRIALS} moments of writing: the newest checkpoint is whole, o
     const found = checkedStep(runDir);
     expect(found, "no checkpoint is lost").toBeGreaterThanOrEqual(step);
     step = found;
+    // The link may be one checkpoint behind the newest, which was killed before it could be compared.
+    const best = bestStep(runDir);
+    const bestUntil = (last: number) => {
+      const steps = Array.from({ length: last }, (_, i) => i + 1);
+      return steps.reduce((one, other) => (other % 5 >= one % 5 ? other : one), 0);
+    };
+    expect([bestUntil(found), bestUntil(Math.max(0, found - 1))], `${found} checkpoints`).toContain(best);
   }
   expect(step, "checkpoints were completed on the way").toBeGreaterThan(0);
   expect(caught, "processes that were killed in the middle of writing").toBeGreaterThan(TRIALS / 3);

@@ -1,6 +1,6 @@
 /**
  * A process that does little but save, for the tests that kill it: `node --import tsx test/e2e/tiny-checkpoints.ts <runDir> <MiB>`. Every value
- * of a checkpoint is its step; the tensors move on while it is written. Goes on from the newest checkpoint, and never ends by itself.
+ * of a checkpoint is its step; the tensors move on while it is written. Every fifth one is the best so far. Goes on from the newest checkpoint, and never ends by itself.
  */
 
 import { setTimeout as sleep } from "node:timers/promises";
@@ -18,14 +18,16 @@ const entries = tensors.map((tensor, i) => {
 const fill = (value: number) => scope(() => tensors.map((tensor) => fill_(tensor, value)));
 
 const newest = latestCheckpoint(runDir);
-const checkpoints = new Checkpointer(runDir, { keepLast: 2 });
+const best = { count: 1, metric: "good", goal: "maximize" } as const;
+const checkpoints = new Checkpointer(runDir, { keepLast: 2, best });
 for (let step = newest === undefined ? 1 : readCheckpoint(newest, "sft").step + 1; ; step++) {
   fill(step);
-  await checkpoints.save(step, [
+  const files = [
     tensorFile("model/model.safetensors", entries.slice(0, 2)),
     tensorFile("optimizer.safetensors", entries),
     { name: "state.json", bytes: Buffer.from(JSON.stringify({ stage: "sft", step })) },
-  ]);
+  ];
+  await checkpoints.save(step, files, { value: step % 5 });
   process.stdout.write(`saving ${step}\n`);
   fill(-step);
   await sleep(1);

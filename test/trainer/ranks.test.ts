@@ -3,6 +3,7 @@
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
+import sharp from "sharp";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
@@ -17,7 +18,7 @@ const SCRIPT = fileURLToPath(new URL("ranks-rank.ts", import.meta.url));
 const STEPS = 10;
 vi.setConfig({ testTimeout: 600_000 }); // dozens of processes share the cores
 /** What depends on how the questions are spread, not on what is computed. */
-const SPREAD = /^rollout\/occupancy$/;
+const SPREAD = /^(rollout\/occupancy|data\/token_imbalance)$/;
 
 let world: TinyWorld;
 beforeAll(async () => {
@@ -54,7 +55,8 @@ function expectSameRun(config: Config, like: Config, tolerance = 1e-6): void {
   expect(one.lines.length).toBe(other.lines.length);
   for (const [i, line] of one.lines.entries()) {
     const expected = other.lines[i] as Record<string, number>;
-    expect(Object.keys(line)).toEqual(Object.keys(expected));
+    const compared = (one: object) => Object.keys(one).filter((name) => !SPREAD.test(name));
+    expect(compared(line)).toEqual(compared(expected));
     for (const [name, value] of Object.entries(line)) {
       if (SPREAD.test(name)) continue;
       // Differences of numbers near 1: their rounding is absolute. The norm of the gradient is a number of its own.
@@ -275,6 +277,40 @@ test("GRPO-CARE's bonus by an average that moves, whole or cut over the ranks, r
     for (const later of ["checkpoint-10", "final"]) rmSync(path.join(resumed.runDir, later), { recursive: true });
     await run(to, resumed, "grpo", true);
     expectSameRun(resumed, one, TRAINED);
+  }
+});
+
+test.each([
+  "grpo",
+  "sft",
+] as const)("%s: questions of different lengths are balanced by their tokens, and the run is that of one rank", async (stage) => {
+  const records = readFileSync(world.questions, "utf8").trim().split("\n");
+  await sharp({ create: { width: 56, height: 224, channels: 3, background: "#20a040" } }).toFile(
+    path.join(world.folder, "tall.png"),
+  );
+  const file = path.join(world.folder, "lengths.jsonl");
+  const lengths = records.map((line, i) => {
+    const record = JSON.parse(line);
+    if (i % 5 === 0) record.image = "tall.png";
+    if (i % 4 === 1) record.question = "Which colour is it? ".repeat(1 + (i % 3));
+    if (i % 7 === 2) record.response = `${"<think> it is what it is </think>".repeat(4)}${record.response}`;
+    return JSON.stringify(record);
+  });
+  writeFileSync(file, lengths.map((line) => `${line}\n`).join(""));
+  const more = {
+    ...withTrainer({ questionsPerStep: 8, evalEvery: 0 }),
+    data: { train: [{ file, format: "generic" }], workers: 1, cacheGib: 0, prefetch: stage === "grpo" ? 1 : 0 },
+  };
+  const one = tinyConfig(world, `lengths-${stage}-1`, more);
+  await run(1, one, stage);
+  for (const ranks of [2, 4]) {
+    const many = tinyConfig(world, `lengths-${stage}-${ranks}`, sharded(ranks === 4 ? BOTH : {}, more));
+    await run(ranks, many, stage);
+    expectSameRun(many, one);
+    const spread = outcome(many).lines.map((line) => line["data/token_imbalance"] as number);
+    expect(spread).toHaveLength(STEPS);
+    expect(Math.min(...spread)).toBeGreaterThanOrEqual(1);
+    expect(Math.max(...spread), spread.join(" ")).toBeLessThan(1.15);
   }
 });
 
