@@ -2,6 +2,7 @@
 
 import { ConfigError } from "../errors.ts";
 import { checkAlgorithm } from "./check-algorithm.ts";
+import { checkTrained } from "./lora.ts";
 import type { Config } from "./schema.ts";
 
 export interface Problem {
@@ -54,6 +55,7 @@ export function checkConfig(config: Config): Problem[] {
   refuse(config.eval.topP === 0, "eval.topP", "0 leaves no token to sample; 1 keeps all");
 
   checkAlgorithm(config, refuse);
+  checkTrained(config, refuse);
 
   refuse(
     trainer.evalEvery > 0 && Object.keys(data.eval).length === 0,

@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
+import { adapterKnobs, freezeKnobs, loraKnobs, rateKnobs } from "./lora.ts";
 
 const positive = () => z.number().int().positive();
 const fraction = () => z.number().min(0).max(1);
@@ -36,6 +37,7 @@ const model = z.strictObject({
   init: z.enum(["pretrained", "random"]).default("pretrained").meta({
     description: "Read the weights, or draw them from N(0, initializer_range) with the run's seed.",
   }),
+  ...adapterKnobs,
   freezeVision: z.boolean().default(false).meta({ description: "Keep the vision tower as it is [seed: trained]." }),
   recompute: z.enum(["auto", "none", "selective", "layer"]).default("auto").meta({
     description:
@@ -148,6 +150,7 @@ const trainer = z.strictObject({
       "Updates made from one batch of completions, mu; above 1 ratios are no longer 1, and are clipped [seed: 1].",
   }),
   ...algorithmKnobs,
+  ...freezeKnobs,
   sharedPrefix: z
     .boolean()
     .default(true)
@@ -190,6 +193,7 @@ const optimizer = z.strictObject({
     .positive()
     .default(1e-6)
     .meta({ description: "Peak learning rate [seed: 1e-6 GRPO, 2e-5 SFT]." }),
+  ...rateKnobs,
   schedule: z
     .enum(["linear", "cosine", "constant"])
     .default("linear")
@@ -318,6 +322,7 @@ export const knobs = z.strictObject({
     .default("runs/latest")
     .meta({ description: "Folder for config, metrics, completions, log and checkpoints." }),
   model,
+  lora: loraKnobs,
   data: data.prefault({}),
   rollout: rollout.prefault({}),
   rewards: z
