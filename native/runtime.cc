@@ -52,6 +52,14 @@ napi_value setNumThreads(napi_env env, napi_callback_info info) {
   return nullptr;
 }
 
+// setDeterministic(on): operators whose sums have no fixed order take one that has, or throw; our own kernels ask for the same flag.
+napi_value setDeterministic(napi_env env, napi_callback_info info) {
+  Args args(env, info, 1);
+  at::globalContext().setDeterministicAlgorithms(args.boolean(0), /*warn_only=*/false);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);  // nothing here reads what it has not written
+  return nullptr;
+}
+
 // versions(): {torch, cudaBuild, threads}.
 napi_value versions(napi_env env, napi_callback_info) {
   napi_value result;

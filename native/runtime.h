@@ -10,6 +10,7 @@ void* kernelSymbol(const char* name);
 
 napi_value loadKernels(napi_env env, napi_callback_info info);
 napi_value setNumThreads(napi_env env, napi_callback_info info);
+napi_value setDeterministic(napi_env env, napi_callback_info info);
 napi_value versions(napi_env env, napi_callback_info info);
 napi_value listOps(napi_env env, napi_callback_info info);
 napi_value benchAdd(napi_env env, napi_callback_info info);

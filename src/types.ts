@@ -81,6 +81,12 @@ export interface RolloutGroup {
   rewardBreakdown: Record<string, number[]>; // name -> [G], unweighted
   /** Taken from the rewards where advantages are computed, by name, [G] each; not there where nothing is. */
   penalties?: Record<string, number[]>;
+  /** What trainer.care finds, [G] each; not there where it is off. */
+  care?: {
+    right: boolean[]; // which completions may have a bonus
+    confidences: (number | null)[]; // the reference's, of the answer; null without an answer
+    bonuses: number[]; // added to the rewards where advantages are computed
+  };
   advantages: number[]; // [G]
 }
 

@@ -5,6 +5,7 @@ import type { Config } from "../config/schema.ts";
 import { readPlace } from "../distributed/environment.ts";
 import { ConfigError } from "../errors.ts";
 import { parseShard, type Shard } from "../eval/answers.ts";
+import { consistencyTable } from "../eval/consistency.ts";
 import { type EvalResults, evalTable, summarize } from "../eval/report.ts";
 import { decidingSettings } from "../eval/settings.ts";
 import { endWithExperiment } from "./end-with-experiment.ts";
@@ -107,12 +108,18 @@ function report(config: Config, results: EvalResults, shard: Shard | undefined):
     );
     return;
   }
+  const tallies = Object.entries(results).flatMap(([level, { consistency }]) =>
+    consistency ? [[level, consistency]] : [],
+  );
+  const reasons = tallies.length === 0 ? "" : `${consistencyTable(Object.fromEntries(tallies))}\n\n`;
   const file = path.join(config.runDir, RESULTS_FILE);
   writeFileSync(
     file,
     `${JSON.stringify({ model: config.model.path, levels: summarize(results), results }, null, 2)}\n`,
   );
-  process.stdout.write(`${evalTable(results, benchmarks)}\n\nwritten to ${file}; settings in evaluation.json\n`);
+  process.stdout.write(
+    `${evalTable(results, benchmarks)}\n\n${reasons}written to ${file}; settings in evaluation.json\n`,
+  );
 }
 
 function countFlag(name: string, value: number | undefined): number | undefined {

@@ -51,7 +51,8 @@ export async function runEvaluation(config: Config, options: EvaluationOptions):
   const levels = await readLevels(config, bad);
   const { folder, limit, shard, progress } = options;
   const onProgress = progressReporter() ?? barOf(progress);
-  const asked: EvalOptions = { folder, limit, shard, onProgress };
+  const { consistency } = config.eval;
+  const asked: EvalOptions = { folder, limit, shard, consistency, onProgress };
   try {
     if (openQuestions(levels, asked) === 0) return countAnswers(levels, asked);
     if ((options.processes ?? 1) > 1) {

@@ -30,7 +30,9 @@ export async function handler(flags: Flags): Promise<void> {
     progress.part({ label: "videos", ...tick }),
   );
   progress.stop();
-  const files = [made.training, made.sft, ...Object.values(made.validation)].map((file) => path.relative(".", file));
+  const files = [made.training, made.sft, made.solved, ...Object.values(made.validation)].map((file) =>
+    path.relative(".", file),
+  );
   process.stdout.write(
     `${made.rendered} videos rendered into ${path.relative(".", made.folder)}\n${files.join("\n")}\n`,
   );

@@ -1,8 +1,9 @@
 /** The knobs of the algorithm: loss, KL penalty, advantage, filters, reference; and what follows from the choice of a loss. */
 
 import { z } from "zod";
+import { careKnobs } from "./care.ts";
+import { fraction } from "./numbers.ts";
 
-const fraction = () => z.number().min(0).max(1);
 const natural = () => z.number().int().nonnegative();
 
 export const LOSS_NAMES = ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"] as const;
@@ -83,11 +84,9 @@ export const algorithmKnobs = {
   entropyCoef: z.number().nonnegative().default(0).meta({
     description: "Weight of the policy's entropy, which is added to the objective: a bonus for staying unsure.",
   }),
-  klCoef: z
-    .number()
-    .nonnegative()
-    .default(0.1)
-    .meta({ description: "Weight of the KL penalty, beta; 0 keeps no reference in memory [seed: 0.1]." }),
+  klCoef: z.number().nonnegative().default(0.1).meta({
+    description: "Weight of the KL penalty, beta; 0 keeps no reference in memory, unless care asks one [seed: 0.1].",
+  }),
   klEstimator: z.enum(["k1", "k2", "k3"]).default("k3").meta({
     description:
       "Estimate of the KL divergence at a token, d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 [seed: k3].",
@@ -108,6 +107,7 @@ export const algorithmKnobs = {
     description:
       "Share of the old reference in such an update: 0 replaces it by the policy, 0.995 with referenceEvery 10 is GRPO-CARE's average.",
   }),
+  care: careKnobs.prefault({}),
   advantage: z.enum(ADVANTAGES).default("grpo").meta({
     description:
       "What a reward is compared with: the mean of its group; rloo: of the group's others; reinforce++: of the batch; reinforce++-baseline: of its group, then of the batch.",

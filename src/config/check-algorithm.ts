@@ -1,13 +1,16 @@
 /** Which choices of loss, advantage, KL penalty and filters cannot go together, and why. */
 
 import { LOSS_DEFAULTS } from "./algorithm.ts";
+import { needsReference } from "./care.ts";
 import type { Config } from "./schema.ts";
 
 type Refuse = (wrong: boolean, knob: string, problem: string) => void;
 
-export function checkAlgorithm({ trainer, rollout, compat, distributed }: Config, refuse: Refuse): void {
+export function checkAlgorithm(config: Config, refuse: Refuse): void {
+  const { trainer, rollout, compat } = config;
   checkLoss(trainer, refuse);
   checkAdvantage(trainer, refuse);
+  checkCare(config, refuse);
   const { klCoef, klEstimator, klIn, referenceEvery, referenceDecay } = trainer;
 
   refuse(
@@ -20,11 +23,10 @@ export function checkAlgorithm({ trainer, rollout, compat, distributed }: Config
     "trainer.klIn",
     "compat.unmaskedSecondEos counts padding that was never sampled; the seed's penalty is in the loss",
   );
-  refuse(referenceEvery > 0 && klCoef === 0, "trainer.referenceEvery", "with klCoef 0 there is no reference to update");
   refuse(
-    referenceEvery > 0 && distributed.shardReference,
+    referenceEvery > 0 && !needsReference(trainer),
     "trainer.referenceEvery",
-    "a reference that moves is kept whole on every rank; set distributed.shardReference to false",
+    "with klCoef 0 and no care.bonus there is no reference to update",
   );
   refuse(
     referenceDecay > 0 && referenceEvery === 0,
@@ -92,5 +94,23 @@ function checkAdvantage({ advantage, advantageScale, filterUniform }: Config["tr
     advantage === "reinforce++" && filterUniform,
     "trainer.filterUniform",
     "reinforce++ learns from groups whose rewards are all alike: it compares them with the batch; use reinforce++-baseline or do not filter",
+  );
+}
+
+function checkCare({ trainer: { care, filterUniform }, rewards }: Config, refuse: Refuse): void {
+  if (care.bonus === 0) {
+    refuse(care.margin > 0, "trainer.care.margin", "there is no bonus to be near to; set trainer.care.bonus");
+    return;
+  }
+  const names = rewards.map(({ name }) => name);
+  refuse(
+    care.reward !== undefined && !names.includes(care.reward),
+    "trainer.care.reward",
+    `${care.reward} is none of the rewards (${names.join(", ")}), so nothing says which completions are right`,
+  );
+  refuse(
+    filterUniform,
+    "trainer.filterUniform",
+    "with care a group whose answers are all right still learns from who gets the bonus, which is not known yet when groups are left out",
   );
 }

@@ -10,7 +10,7 @@ export interface Problem {
   problem: string;
 }
 
-const BUILT_IN_REWARDS = ["accuracy", "format", "math"];
+const BUILT_IN_REWARDS = ["accuracy", "format", "math", "consistency"];
 
 /** Every contradiction in a config that is valid knob by knob; empty when there is none. */
 export function checkConfig(config: Config): Problem[] {

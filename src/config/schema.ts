@@ -5,10 +5,10 @@
 
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
+import { evaluation } from "./evaluation.ts";
 import { adapterKnobs, freezeKnobs, loraKnobs, rateKnobs } from "./lora.ts";
-
-const positive = () => z.number().int().positive();
-const fraction = () => z.number().min(0).max(1);
+import { fraction, positive } from "./numbers.ts";
+import { rendered, tinyModel } from "./rendered.ts";
 
 const dataSource = z.strictObject({
   file: z.string().meta({ description: "File of records: JSON lines, or for longvideobench a JSON list." }),
@@ -122,7 +122,7 @@ const compat = z.strictObject({
 });
 
 const rewardFunction = z.strictObject({
-  name: z.string().meta({ description: "accuracy, format, math, or any name for a module of your own." }),
+  name: z.string().meta({ description: "accuracy, format, math, consistency, or any name for a module of your own." }),
   path: z
     .string()
     .optional()
@@ -224,63 +224,6 @@ const optimizer = z.strictObject({
   }),
 });
 
-const evaluation = z.strictObject({
-  reward: z
-    .enum(["accuracy", "math"])
-    .default("accuracy")
-    .meta({ description: "What an answer counts as right by: a built-in reward, 1 or 0 [seed: accuracy]." }),
-  maxNewTokens: positive().default(256).meta({ description: "Longest answer in tokens [seed: 256]." }),
-  greedy: z
-    .boolean()
-    .default(true)
-    .meta({ description: "Take the likeliest token [seed: top_k 1 by generation_config]." }),
-  temperature: z.number().positive().default(1).meta({ description: "Used when greedy is false." }),
-  topK: z.number().int().nonnegative().default(0).meta({ description: "Used when greedy is false." }),
-  topP: fraction().default(1).meta({ description: "Used when greedy is false." }),
-  batchSize: positive().default(64).meta({ description: "Questions decoded together." }),
-});
-
-/** Sizes of the rendered data set (`make-dataset`). */
-const rendered = z.strictObject({
-  trainVideos: positive().default(400).meta({ description: "Training videos." }),
-  questionsPerVideo: positive()
-    .default(12)
-    .meta({ description: "Training questions per video, with other recipes to finish." }),
-  sftVideos: positive().default(160).meta({ description: "Training videos that have chains of thought." }),
-  sftLateShare: fraction().default(0.05).meta({
-    description:
-      "Share of them in which three or four pieces are placed; the rest show one or two, so that SFT leaves something to find out.",
-  }),
-  sftGuessShare: fraction().default(0.25).meta({
-    description:
-      "Share of the chains of thought that name a step at random; keeps the policy unsure, so that GRPO has something to choose from.",
-  }),
-  sftRecords: positive().default(9600).meta({ description: "Questions about those videos with a chain of thought." }),
-  L1: positive().default(240).meta({ description: "Held-out questions in the training environment." }),
-  L2: positive().default(120).meta({ description: "Questions in other environments." }),
-  L3: positive().default(120).meta({
-    description: "Questions in another environment, with goals and recipes never trained on.",
-  }),
-});
-
-/** Shape of a small policy that starts from random weights (`quickstart`). */
-const tinyModel = z.strictObject({
-  hiddenSize: positive().default(128).meta({ description: "Width of the language model." }),
-  intermediateSize: positive().default(256).meta({ description: "Width of its MLP." }),
-  layers: positive().default(3).meta({ description: "Layers of the language model." }),
-  heads: positive().default(8).meta({ description: "Query heads." }),
-  kvHeads: positive().default(4).meta({ description: "Key/value heads." }),
-  ropeTheta: z.number().positive().default(100).meta({
-    description: "Base of the rotary frequencies; low, since prompts are short and must be found by position.",
-  }),
-  initializerRange: z.number().positive().default(0.1).meta({
-    description: "Standard deviation of the random weights; 0.02 [Qwen2-VL] is too small for a model this narrow.",
-  }),
-  visionWidth: positive().default(64).meta({ description: "Width of the vision tower." }),
-  visionLayers: positive().default(2).meta({ description: "Layers of the vision tower." }),
-  visionHeads: positive().default(2).meta({ description: "Heads of the vision tower." }),
-});
-
 const distributed = z.strictObject({
   timeoutS: z
     .number()
@@ -317,6 +260,10 @@ export const knobs = z.strictObject({
     .default("bfloat16")
     .meta({ description: "Weights and activations; the optimizer always keeps a float32 master." }),
   threads: z.number().int().nonnegative().default(0).meta({ description: "CPU threads of libtorch; 0 = all cores." }),
+  deterministic: z.boolean().default(false).meta({
+    description:
+      "Sums on a GPU are added up in a fixed order, so that the same run, resumed or not, gives the same bits on one kind of GPU. Costs time: docs/performance.md.",
+  }),
   runDir: z
     .string()
     .default("runs/latest")

@@ -14,6 +14,7 @@ import { createRewards, type Rewards } from "../reward/rewards.ts";
 import type { Sampler } from "../rollout/sampler.ts";
 import type { Metrics, Prompt, Sample } from "../types.ts";
 import { AnswerFiles, type EvalRecord, type Shard, shardOf } from "./answers.ts";
+import { addConsistency, consistencyShare, emptyConsistency, tallyConsistency } from "./consistency.ts";
 import { partAt, partPaths } from "./parts.ts";
 import type { EvalResults, LevelResult } from "./report.ts";
 
@@ -31,6 +32,8 @@ export interface EvalOptions {
   /** Folder of the answers; none are written, and none read, without. */
   folder?: string;
   onProgress?: (progress: { level: string; done: number; total: number }) => void;
+  /** Count how often answers follow from their reasoning. Default: eval.consistency, where there is a config. */
+  consistency?: boolean;
   /** Asked between batches; true ends the evaluation. */
   stopped?: () => boolean;
 }
@@ -76,13 +79,14 @@ export function openQuestions(levels: Levels, { folder = "", limit, shard }: Eva
  * The results of the answers that are there, without a model; a question without an answer counts as skipped. Without a shard the files of
  * shards become one file per level.
  */
-export function countAnswers(levels: Levels, { folder = "", limit, shard }: EvalOptions): EvalResults {
+export function countAnswers(levels: Levels, options: EvalOptions): EvalResults {
+  const { folder = "", limit, shard, consistency = false } = options;
   return Object.fromEntries(
     Object.entries(levels).map(([level, samples]) => {
       const files = new AnswerFiles(folder, level, shard);
       const answers = files.read();
       if (shard === undefined) files.merge(samples, answers);
-      return [level, tally(shardOf(samples.slice(0, limit), shard), answers)];
+      return [level, tally(shardOf(samples.slice(0, limit), shard), answers, consistency)];
     }),
   );
 }
@@ -112,18 +116,26 @@ export function sumResults(shares: readonly EvalResults[]): EvalResults {
         sum.correct += one.correct;
         sum.n += one.n;
         sum.skipped += one.skipped;
+        if (one.consistency !== undefined) {
+          sum.consistency ??= emptyConsistency();
+          addConsistency(sum.consistency, one.consistency);
+        }
       }
       return [level, sum];
     }),
   );
 }
 
-/** Results as metrics: `eval/<level>/accuracy` and `eval/<level>/n`. */
+/** Results as metrics: `eval/<level>/accuracy` and `eval/<level>/n`; with eval.consistency `eval/<level>/consistency`, and `..._of_right` of right answers. */
 export function evalMetrics(results: EvalResults): Metrics {
   const metrics: Metrics = {};
-  for (const [level, { correct, n }] of Object.entries(results)) {
+  for (const [level, { correct, n, consistency }] of Object.entries(results)) {
     if (n > 0) metrics[`eval/${level}/accuracy`] = correct / n;
     metrics[`eval/${level}/n`] = n;
+    if (consistency === undefined) continue;
+    const [all, right] = [consistencyShare(consistency.all), consistencyShare(consistency.right)];
+    if (all !== null) metrics[`eval/${level}/consistency`] = all;
+    if (right !== null) metrics[`eval/${level}/consistency_of_right`] = right;
   }
   return metrics;
 }
@@ -158,7 +170,7 @@ async function evaluateLevel(
     await nextTurn();
   }
   if (options.shard === undefined) files?.merge(samples, answered);
-  return tally(samples, answered);
+  return tally(samples, answered, options.consistency ?? parts.config.eval.consistency);
 }
 
 /** One answer to each question, scored. */
@@ -193,7 +205,11 @@ function partsOf(sample: Sample): Pick<EvalRecord, "parts"> {
 }
 
 /** Counts what was answered; a question that could not be asked has no answer. */
-function tally(samples: readonly Sample[], answered: ReadonlyMap<string, EvalRecord>): LevelResult {
+function tally(
+  samples: readonly Sample[],
+  answered: ReadonlyMap<string, EvalRecord>,
+  consistency: boolean,
+): LevelResult {
   const result: LevelResult = { correct: 0, n: 0, parts: {}, skipped: 0 };
   for (const sample of samples) {
     const record = answered.get(sample.id);
@@ -207,6 +223,7 @@ function tally(samples: readonly Sample[], answered: ReadonlyMap<string, EvalRec
       if (record.reward === 1) one.correct++;
     }
   }
+  if (consistency) result.consistency = tallyConsistency(samples.flatMap(({ id }) => answered.get(id) ?? []));
   return result;
 }
 

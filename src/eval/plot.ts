@@ -26,6 +26,8 @@ export interface Panel {
 export interface PlotOptions {
   title: string;
   xLabel?: string;
+  /** Equal factors of x are equally far apart, and each x of a point is marked below. */
+  xLog?: boolean;
   width?: number;
   panelHeight?: number;
 }
@@ -111,8 +113,8 @@ export function ticks(low: number, high: number, count = 6): number[] {
 export function plotSvg(panels: readonly Panel[], options: PlotOptions): string {
   const width = options.width ?? 900;
   const height = options.panelHeight ?? 320;
-  const xRange = span(panels.flatMap(({ series }) => series.flatMap(({ points }) => points.map(({ x }) => x)))); // one for all
-  const place = { width, height, xRange, xLabel: options.xLabel ?? "step" };
+  const xs = panels.flatMap(({ series }) => series.flatMap(({ points }) => points.map(({ x }) => x)));
+  const place = { width, height, xs, xLog: options.xLog ?? false, xLabel: options.xLabel ?? "step" };
   const body = panels.map((panel, i) => drawPanel(panel, { ...place, top: 30 + i * height }));
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${30 + panels.length * height}" width="${width}" font-family="Helvetica, Arial, sans-serif" font-size="12">`,
@@ -129,18 +131,21 @@ interface Place {
   top: number;
   width: number;
   height: number;
-  xRange: [low: number, high: number];
+  /** Of all panels: they share an axis. */
+  xs: readonly number[];
+  xLog: boolean;
   xLabel: string;
 }
 
-function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place): string {
-  const [x0, x1] = xRange;
+function drawPanel(panel: Panel, { top, width, height, xs, xLog, xLabel }: Place): string {
+  const along = (x: number) => (xLog ? Math.log(x) : x);
+  const [x0, x1] = span(xs.map(along));
   const [y0, y1] = panel.yRange ?? widened(span(panel.series.flatMap(heights)));
   const left = MARGIN.left;
   const right = width - MARGIN.right;
   const upper = top + MARGIN.top;
   const lower = top + height - MARGIN.bottom;
-  const px = (x: number) => left + ((x - x0) / (x1 - x0)) * (right - left);
+  const px = (x: number) => left + ((along(x) - x0) / (x1 - x0)) * (right - left);
   const py = (y: number) => lower - ((y - y0) / (y1 - y0)) * (lower - upper);
 
   const out = [text(left, upper - 12, panel.title, `font-size="14" font-weight="bold"`)];
@@ -148,7 +153,7 @@ function drawPanel(panel: Panel, { top, width, height, xRange, xLabel }: Place):
     out.push(`<line x1="${left}" y1="${fixed(py(y))}" x2="${right}" y2="${fixed(py(y))}" stroke="#e3e3e3"/>`);
     out.push(text(left - 8, py(y) + 4, String(y), `text-anchor="end"`));
   }
-  for (const x of ticks(x0, x1, 8)) {
+  for (const x of xLog ? new Set(xs) : ticks(x0, x1, 8)) {
     out.push(`<line x1="${fixed(px(x))}" y1="${lower}" x2="${fixed(px(x))}" y2="${lower + 5}" stroke="${TEXT}"/>`);
     out.push(text(px(x), lower + 18, String(x), `text-anchor="middle"`));
   }

@@ -1,5 +1,6 @@
 /** Results of evaluations as an aligned table and as a summary for other programs. */
 
+import type { ConsistencyTally } from "./consistency.ts";
 import { wilsonInterval } from "./intervals.ts";
 import { type PartTally, type Tally, walkParts } from "./parts.ts";
 import { PUBLISHED, type PublishedBenchmark, type PublishedFigures, publishedPart } from "./published.ts";
@@ -7,6 +8,8 @@ import { PUBLISHED, type PublishedBenchmark, type PublishedFigures, publishedPar
 export interface LevelResult extends PartTally {
   /** Questions without an answer, their media being unusable (data.onBadSample: skip); not in n. An unreadable record is no question. */
   skipped: number;
+  /** With eval.consistency. */
+  consistency?: ConsistencyTally;
 }
 
 /** Level name (L1, L2, ...) -> result. */

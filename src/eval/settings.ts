@@ -17,7 +17,7 @@ export interface DecidingSettings {
   questions: string;
   promptTemplate: string;
   /** Without batchSize, on which an answer depends by rounding at most: who ran out of memory goes on with fewer at a time. */
-  eval: Omit<Config["eval"], "batchSize">;
+  eval: Omit<Config["eval"], "batchSize" | "consistency">;
   compat: Pick<Config["compat"], "firstLetterReward">;
 }
 
@@ -40,7 +40,7 @@ export function decidingSettings(config: Config): DecidingSettings {
   const { workers: _w, prefetch: _p, cacheDir: _d, cacheGib: _g, train: _t, eval: sources, ...wanted } = config.data;
   // What happens to a question that cannot be asked changes no answer to another: who met one goes on with "skip".
   const { onBadSample: _o, maxBadSamples: _m, ...data } = wanted;
-  const { batchSize: _b, ...evaluation } = config.eval;
+  const { batchSize: _b, consistency: _c, ...evaluation } = config.eval;
   const { path: folder, init } = config.model;
   const files = modelFiles(folder);
   const questions = Object.fromEntries(

@@ -2,7 +2,9 @@
 
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { compareRuns, readRun } from "../eval/compare.ts";
+import type { EvalRecord } from "../eval/answers.ts";
+import { compareRuns, type Run, readRun } from "../eval/compare.ts";
+import { consistencyShare, recordConsistency, tallyConsistency } from "../eval/consistency.ts";
 import { wilsonInterval } from "../eval/intervals.ts";
 import { mcnemarExact, type PairedCounts, pairedDifference } from "../eval/paired.ts";
 import { COLORS, type Panel, plotSvg, pointsOf, type Series, smooth } from "../eval/plot.ts";
@@ -13,6 +15,8 @@ import { readMetrics } from "../trainer/run-folder.ts";
 import { evalFolder, type JobState } from "./ablation.ts";
 import type { Ablation } from "./ablation-spec.ts";
 import { htmlPage, htmlTable, type Section } from "./html.ts";
+import { intervalPlot } from "./interval-plot.ts";
+import { knobPlot } from "./knob-plot.ts";
 import { type Line, metricAt, missingMetric } from "./objective.ts";
 import { number } from "./sweep-report.ts";
 
@@ -63,6 +67,7 @@ export function ablationTables(ablation: Ablation, jobs: readonly JobState[]): M
     };
     return { metric: `accuracy ${level}`, rows: rowsOf(ablation, tallies, counts) };
   });
+  const ofReasoning = levels.flatMap((level) => consistencyTables(ablation, level, done, answers));
   const ofMetrics = ablation.metrics.map((metric) => {
     const trained = done.filter(({ job }) => job.command !== "none");
     const figures = trained.flatMap((state) => {
@@ -74,7 +79,37 @@ export function ablationTables(ablation: Ablation, jobs: readonly JobState[]): M
       throw missingMetric(metric, trained.flatMap(linesOf), `metrics: ${first.folder}`);
     return { metric, rows: rowsOf(ablation, figures) };
   });
-  return [...ofLevels, ...ofMetrics];
+  return [...ofLevels, ...ofReasoning, ...ofMetrics];
+}
+
+/** Where eval.consistency is set: the share of answers, and of the right ones, that follow from their reasoning. */
+function consistencyTables(
+  ablation: Ablation,
+  level: string,
+  done: readonly JobState[],
+  answers: ReadonlyMap<JobState, Run>,
+): MetricTable[] {
+  const wanted = done.filter(({ job }) => job.config.eval.consistency);
+  if (wanted.length === 0) return [];
+  const judged = (state: JobState): Run => {
+    const records = [...(answers.get(state)?.[level] ?? [])].map(([id, record]): [string, EvalRecord] => {
+      return [id, { ...record, reward: Number(recordConsistency(record) === "consistent") }];
+    });
+    return { [level]: new Map(records) };
+  };
+  const shares = (which: "all" | "right") =>
+    wanted.flatMap((state) => {
+      const counts = tallyConsistency(answers.get(state)?.[level]?.values() ?? [])[which];
+      const value = consistencyShare(counts);
+      if (value === null) return [];
+      const n = counts.consistent + counts.inconsistent + counts.undecided;
+      return [{ state, value, wilson: wilsonInterval(counts.consistent, n) }];
+    });
+  const counts = (a: JobState, b: JobState) => compareRuns(judged(a), judged(b)).rows.find(({ depth }) => depth === 0);
+  return [
+    { metric: `consistency ${level}`, rows: rowsOf(ablation, shares("all"), counts) },
+    { metric: `consistency of right ones ${level}`, rows: rowsOf(ablation, shares("right")) },
+  ];
 }
 
 function linesOf({ folder }: JobState): Line[] {
@@ -200,7 +235,7 @@ function notes(seeds: number): string {
   return `${over}\nBy question: answers of the trained models to the same questions, seeds together (Newcombe's interval, McNemar's exact test): what\nother questions would bring these models. p is not adjusted for the number of rows.`;
 }
 
-/** Writes results.json and report.html into the ablation's folder. Returns their paths. */
+/** Writes results.json, report.html and its pictures, as files of their own, into the ablation's folder. Returns their paths. */
 export function writeAblationResults(
   ablation: Ablation,
   jobs: readonly JobState[],
@@ -216,23 +251,48 @@ export function writeAblationResults(
   }));
   replaceFile(at("results.json"), `${JSON.stringify({ base: ablation.base, runs, tables }, null, 2)}\n`);
   replaceFile(at("report.html"), ablationPage(ablation, jobs, tables));
-  return [at("results.json"), at("report.html")];
+  const pictures = picturesOf(ablation, jobs, tables);
+  for (const [name, svg] of Object.entries(pictures)) replaceFile(at(`${name}.svg`), svg);
+  return [at("results.json"), at("report.html"), ...Object.keys(pictures).map((name) => at(`${name}.svg`))];
+}
+
+/** Means and intervals; means over a knob, where the file names one; learning curves, where variants were trained. */
+function picturesOf(
+  ablation: Ablation,
+  jobs: readonly JobState[],
+  tables: readonly MetricTable[],
+): Partial<Record<"intervals" | "against" | "curves", string>> {
+  const panels = ablation.curves
+    .map((metric) => curvePanel(metric, ablation, jobs))
+    .filter(({ series }) => series.length > 0);
+  const drawn = tables.filter(({ rows }) => rows.length > 0);
+  return {
+    ...(drawn.length > 0 && { intervals: intervalPlot(drawn, ablation.base, "Variants") }),
+    ...(ablation.against !== undefined && { against: knobPlot(drawn, ablation.against, jobs) }),
+    ...(panels.length > 0 && { curves: plotSvg(panels, { title: "Variants by step" }) }),
+  };
 }
 
 export function ablationPage(ablation: Ablation, jobs: readonly JobState[], tables: readonly MetricTable[]): string {
-  const { seeds, base, curves } = ablation;
-  const panels = curves.map((metric) => curvePanel(metric, ablation, jobs)).filter(({ series }) => series.length > 0);
+  const { seeds, base, against } = ablation;
+  const { intervals, against: overKnob, curves } = picturesOf(ablation, jobs, tables);
   const sections: Section[] = [
     ...tables.map((table) => ({ title: table.metric, body: htmlTable(cellsOf(table, base)) })),
     { title: "How to read this", note: notes(seeds.length), body: "" },
-    {
-      title: "Learning curves",
-      note: "Mean over seeds, smoothed; the band goes from the lowest to the highest seed.",
-      body: plotSvg(panels, { title: "Variants by step" }),
-    },
+    ...picture("Means", "95 % intervals over seeds; small ticks are the seeds, the line down is the base.", intervals),
+    ...picture(`Against ${against}`, "Mean over seeds; the band goes from the lowest to the highest seed.", overKnob),
+    ...picture(
+      "Learning curves",
+      "Mean over seeds, smoothed; the band goes from the lowest to the highest seed.",
+      curves,
+    ),
     { title: "Runs", body: htmlTable(runRows(jobs)) },
   ];
   return htmlPage(`Ablation ${ablation.runDir}`, sections);
+}
+
+function picture(title: string, note: string, svg: string | undefined): Section[] {
+  return svg === undefined ? [] : [{ title, note, body: svg }];
 }
 
 function runRows(jobs: readonly JobState[]): string[][] {

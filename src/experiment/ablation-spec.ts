@@ -38,6 +38,10 @@ export const ablationSchema = z.strictObject({
     .default(10)
     .meta({ description: "A metric is the mean over so many last steps." }),
   curves: z.array(z.string()).default(["reward/mean"]).meta({ description: "Metrics that are drawn by step." }),
+  against: z.string().optional().meta({
+    description:
+      "A knob that variants differ by, such as data.train[0].limit: their figures are drawn over it as well.",
+  }),
   evaluate: z.boolean().default(false).meta({
     description: "Ask every trained model all questions of data.eval, so that variants are compared by question.",
   }),
@@ -60,7 +64,7 @@ export interface Job {
 
 /** An ablation whose file is in order. */
 export interface Ablation
-  extends Pick<AblationSpec, "seeds" | "metrics" | "window" | "curves" | "evaluate" | "keepModels"> {
+  extends Pick<AblationSpec, "seeds" | "metrics" | "window" | "curves" | "against" | "evaluate" | "keepModels"> {
   runDir: string;
   parallel?: number | undefined;
   gpusPerRun: number;
@@ -92,6 +96,11 @@ export function readAblation(
   if (spec.metrics.length === 0 && !spec.evaluate)
     throw new ConfigError(`${file}: name metrics to compare, or set evaluate`);
   const jobs = spec.seeds.flatMap((seed) => names.map((variant) => jobOf(file, spec, set, variant, seed)));
+  if (
+    spec.against !== undefined &&
+    !jobs.some(({ config }) => typeof knobAt(config, spec.against as string) === "number")
+  )
+    throw new ConfigError(`${file}: against: no variant has a number at ${spec.against}`);
   return { ...spec, base, variants: names, jobs: sortBySource(file, jobs) };
 }
 
@@ -123,6 +132,12 @@ function jobOf(file: string, spec: AblationSpec, set: readonly string[], variant
 function fromSet(runDir: string, from: string, seed: number): string[] {
   const model = path.join(jobFolder(runDir, { variant: from, seed }), "final");
   return [`model.path=${JSON.stringify(model)}`, "model.init=pretrained"];
+}
+
+/** What a config has at a path such as trainer.klCoef or data.train[0].limit. */
+export function knobAt(config: Config, knob: string): unknown {
+  const steps = knob.replaceAll(/\[(\d+)\]/g, ".$1").split(".");
+  return steps.reduce<unknown>((at, step) => (at as Record<string, unknown> | undefined)?.[step], config);
 }
 
 /** The run folder of a variant with a seed. */

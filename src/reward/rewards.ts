@@ -2,8 +2,9 @@
 
 import type { RewardFunctionConfig } from "../config/schema.ts";
 import { ConfigError, RewardError } from "../errors.ts";
-import type { RolloutGroup } from "../types.ts";
+import type { ChatMessage, RolloutGroup } from "../types.ts";
 import { type AccuracyOptions, accuracy } from "./accuracy.ts";
+import { consistencyOf, optionsIn, questionOf } from "./consistency.ts";
 import { CustomReward } from "./custom.ts";
 import { format } from "./format.ts";
 import { math } from "./math.ts";
@@ -16,6 +17,11 @@ function builtInRewards(options: AccuracyOptions): Readonly<Record<string, Rewar
       completions.map((text, i) => accuracy(text, solution[i] as string, options)),
     format: ({ completions }) => completions.map(format),
     math: ({ completions, solution }) => math(completions, solution),
+    consistency: ({ completions, prompts }) =>
+      completions.map((text, i) => {
+        const verdict = consistencyOf(text, optionsIn(questionOf(prompts[i] as ChatMessage[])));
+        return verdict === "undecided" ? null : Number(verdict === "consistent");
+      }),
   };
 }
 

@@ -107,6 +107,7 @@ export interface Addon {
   endWithParent(pid: number): void;
   loadKernels(path: string): void;
   setNumThreads(threads: number): void;
+  setDeterministic(on: boolean): void;
   profileStart(device: boolean, operators: boolean): void;
   profileStop(path: string): void;
   versions(): { torch: string; cudaBuild: boolean; kernels: boolean; threads: number };

@@ -64,6 +64,15 @@ export function setNumThreads(threads: number): void {
   attempt("setNumThreads", () => addon.setNumThreads(threads));
 }
 
+/**
+ * With true operators and kernels add up in a fixed order from now on, and those of libtorch that cannot are errors. Products need their
+ * workspace's size fixed too, by CUBLAS_WORKSPACE_CONFIG before the first of them: set here unless the environment has it.
+ */
+export function setDeterministic(on: boolean): void {
+  if (on) process.env.CUBLAS_WORKSPACE_CONFIG ??= ":4096:8";
+  attempt("setDeterministic", () => addon.setDeterministic(on));
+}
+
 export interface Versions {
   /** libtorch's, e.g. "2.13.0". */
   torch: string;

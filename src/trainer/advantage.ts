@@ -35,18 +35,19 @@ export function batchAdvantages(batch: readonly (readonly number[])[], config: R
   });
 }
 
-/** Fills `advantages` of every group of a batch from rewards less penalties: the groups of all ranks, in an order that does not depend on their number. */
+/** Fills `advantages` of every group of a batch from rewards less penalties, with bonuses: the groups of all ranks, in an order that does not depend on their number. */
 export function assignAdvantages(batch: readonly RolloutGroup[], config: Readonly<Knobs>): void {
-  const rewards = batch.map(penalised);
+  const rewards = batch.map(earned);
   for (const [g, advantages] of batchAdvantages(rewards, config).entries())
     (batch[g] as RolloutGroup).advantages = advantages;
 }
 
-function penalised({ rewards, penalties = {} }: RolloutGroup): number[] {
-  return Object.values(penalties).reduce<number[]>(
+function earned({ rewards, penalties = {}, care }: RolloutGroup): number[] {
+  const left = Object.values(penalties).reduce<number[]>(
     (left, taken) => left.map((r, i) => r - (taken[i] as number)),
     rewards,
   );
+  return care === undefined ? left : left.map((r, i) => r + (care.bonuses[i] as number));
 }
 
 /** The share of groups whose rewards are all alike. */

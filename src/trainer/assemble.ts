@@ -11,7 +11,7 @@ import type { Parameter } from "../model/parameter.ts";
 import { readConfig } from "../model/qwen2vl/config.ts";
 import { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { Sampler } from "../rollout/sampler.ts";
-import { setDevice, setNumThreads } from "../torch/cuda.ts";
+import { setDeterministic, setDevice, setNumThreads } from "../torch/cuda.ts";
 import type { Device, DType } from "../torch/tensor.ts";
 import type { Sample } from "../types.ts";
 import { VisionFeatures } from "./vision-features.ts";
@@ -83,11 +83,12 @@ export async function readTrainingData(config: Config, bad = new BadSamples(conf
   return samples;
 }
 
-/** Selects the CUDA device and the number of CPU threads of the process. */
+/** Selects the CUDA device, the number of CPU threads and the order of sums of the process. */
 export function applyDevice(config: Config): void {
   const index = /^cuda:(\d+)$/.exec(config.device)?.[1];
   if (index !== undefined) setDevice(Number(index));
   if (config.threads > 0) setNumThreads(config.threads);
+  setDeterministic(config.deterministic);
 }
 
 export function deviceOf(config: Config): Device {

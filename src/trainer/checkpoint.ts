@@ -3,7 +3,8 @@
  *   model/                  the policy as a Hugging Face folder, usable on its own
  *   optimizer.safetensors   AdamW's moments and, for bfloat16 weights, the 16 low bits of the float32 master; of a job of several ranks
  *                           optimizer-<n>-of-<ranks>.safetensors, each rank's part (saved-state.ts); any number of ranks goes on from either
- *   reference/              with trainer.referenceEvery: the reference policy as it is by now (moving-reference.ts)
+ *   reference/              with trainer.referenceEvery: the reference policy as it is by now (moving-reference.ts); where it is cut over the ranks
+ *                           reference-<n>-of-<ranks>.safetensors, each rank's part
  *   state.json              step, updates, counters, the resolved config, versions, a fingerprint of the weights the run started from
  *   manifest.json           bytes and CRC-32 of every file above; written last
  * The data order and every random draw are functions of (seed, step), so the step is their whole state. A reference policy that does not move is

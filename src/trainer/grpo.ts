@@ -23,6 +23,7 @@
  */
 
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { needsReference } from "../config/care.ts";
 import type { Config } from "../config/schema.ts";
 import type { Packed } from "../model/packed.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
@@ -36,6 +37,7 @@ import type { Completion, Metrics, Prompt, RolloutGroup } from "../types.ts";
 import { assignAdvantages, uniformMetrics } from "./advantage.ts";
 import { deviceOf } from "./assemble.ts";
 import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
+import { careMetrics, giveBonuses } from "./care.ts";
 import { drawGroups, filterMetrics, isKept } from "./dynamic-sampling.ts";
 import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
 import { lossMetrics, policyLoss, readTogether } from "./loss.ts";
@@ -65,7 +67,7 @@ import { gatherGroups } from "./whole-batch.ts";
 interface GrpoRun extends Session {
   rewards: Rewards;
   planner: RecomputePlanner;
-  reference: Qwen2VL | null; // null when klCoef is 0, and where it is sharded
+  reference: Qwen2VL | null; // null where nothing asks it, and where it is sharded
   shardedReference: ShardedReference | null;
   referenceFeatures: VisionFeatures | null; // the policy's where its tower is frozen; null where no question comes twice
 }
@@ -86,7 +88,9 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   });
   const groups = drawn.groups.filter((group) => isKept(group, trainer));
   punishLength(groups, run.config);
-  if (trainer.klIn === "reward") await watch.time("reference", () => punishKl(run, groups));
+  const early = rewardsNeedReference(trainer)
+    ? await watch.time("reference", () => askReferenceFirst(run, groups))
+    : null;
 
   const { batch: asked, own } = gatherGroups(run.ranks, drawn.places, drawn.groups); // of all ranks, the same everywhere
   const batch = asked.filter((group) => isKept(group, trainer));
@@ -96,9 +100,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   const counts = (completion: Completion) => countsInLoss(completion, trainer);
   const learns = batch.some(({ completions }) => completions.some(counts)); // else there is nothing to update from
   const packs = learns ? packBatch(asScored(run, groups), trainer, asScored(run, batch)) : [];
-  const references = await watch.time("reference", () =>
-    trainer.klIn === "loss" ? referenceLogprobs(run, packs) : packs.map(() => null),
-  ); // [Tc] per pack
+  const references = early ?? (await watch.time("reference", () => referencesOfLoss(run, packs))); // [Tc] per pack
   const oldLogprobs: Tensor[] = []; // [Tc] per pack, filled by the first update
   let update: Metrics = {};
   try {
@@ -112,10 +114,11 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     if (!questionsRecur(run)) for (const features of featuresOf(run)) features.clear();
   }
 
-  if (run.reference !== null && isReferenceDue(step + 1, trainer)) {
-    const { seed } = run.config;
+  if (isReferenceDue(step + 1, trainer)) {
+    const move = { decay: trainer.referenceDecay, seed: run.config.seed, step };
     run.checkpoints.beforeUpdate();
-    moveReference(run.reference.parameters, run.model.parameters, { decay: trainer.referenceDecay, seed, step });
+    if (run.reference !== null) moveReference(run.reference.parameters, run.model.parameters, move);
+    run.shardedReference?.move(run.model.parameters, move);
     if (run.referenceFeatures !== run.features) run.referenceFeatures?.clear(); // its tower has moved; the policy's frozen one has not
   }
 
@@ -124,6 +127,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     ...rewardMetrics(asked),
     ...uniformMetrics(asked),
     ...penaltyMetrics(batch),
+    ...careMetrics(batch),
     ...update,
     ...rolloutMetrics(asked, watch.seconds("rollout")),
     "rollout/occupancy": run.sampler.stats.occupancy, // share of the decode steps' rows that gave a token
@@ -187,13 +191,45 @@ async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Pro
   return logprobs;
 }
 
-/** The distance from the reference as a penalty of each completion, before there are advantages. */
-async function punishKl(run: GrpoRun, groups: RolloutGroup[]): Promise<void> {
+/** The reference's log-probabilities for a KL penalty in the loss: float32 [Tc] per pack. */
+async function referencesOfLoss(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
+  const { klCoef, klIn } = run.config.trainer;
+  return klCoef > 0 && klIn === "loss" ? referenceLogprobs(run, packs) : packs.map(() => null);
+}
+
+function rewardsNeedReference({ klCoef, klIn, care }: Config["trainer"]): boolean {
+  return (klIn === "reward" && klCoef > 0) || care.bonus > 0;
+}
+
+/**
+ * Before there are advantages: the distance from the reference as a penalty of each completion, and the bonus of its confidence in the answer. Returns
+ * what referencesOfLoss() would compute again for the same packs; null where the loss needs nothing of it.
+ */
+async function askReferenceFirst(run: GrpoRun, groups: RolloutGroup[]): Promise<(Tensor | null)[] | null> {
   const { trainer } = run.config;
-  const unscored = groups.map((group) => ({ ...group, advantages: group.rewards.map(() => 0) }));
-  const logprobs = (await referenceLogprobs(run, packBatch(unscored, trainer))).filter((some) => some !== null);
-  if (logprobs.length > 0) punishDistance(groups, readTogether(logprobs).flat(), trainer);
+  const scored = asScored(run, groups);
+  const packs = packBatch(
+    scored.map((group) => ({ ...group, advantages: group.rewards.map(() => 0) })),
+    trainer,
+  );
+  const logprobs = (await referenceLogprobs(run, packs)).filter((some) => some !== null);
+  const all = logprobs.length === 0 ? [] : readTogether(logprobs).flat();
+  if (trainer.klIn === "reward" && trainer.klCoef > 0) punishDistance(groups, all, trainer);
+  if (trainer.care.bonus > 0) giveBonuses(groups, splitBy(all, scored), run.config, run.processor.tokenizer);
+  if (trainer.klIn === "loss" && trainer.klCoef > 0) return logprobs;
   for (const tensor of logprobs) tensor.free();
+  return null;
+}
+
+/** Values of all tokens of the groups, in order, by completion. */
+function splitBy(values: readonly number[], groups: readonly RolloutGroup[]): number[][] {
+  let end = 0;
+  return groups.flatMap(({ completions }) =>
+    completions.map(({ ids }) => {
+      end += ids.length;
+      return values.slice(end - ids.length, end);
+    }),
+  );
 }
 
 /**
@@ -271,13 +307,15 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
   const run: GrpoRun = Object.assign(session, { rewards, planner, ...none });
   try {
     const moves = config.trainer.referenceEvery > 0;
-    if (config.trainer.klCoef > 0 && config.distributed.shardReference && run.ranks.world > 1) {
-      run.shardedReference = openShardedReference(session);
-      run.referenceFeatures = run.shardedReference.featuresOf(session);
-    } else if (config.trainer.klCoef > 0) {
+    if (needsReference(config.trainer) && config.distributed.shardReference && run.ranks.world > 1) {
+      const reference = openShardedReference(session);
+      run.shardedReference = reference;
+      if (moves) run.moreFiles = () => reference.files();
+      run.referenceFeatures = reference.featuresOf(session);
+    } else if (needsReference(config.trainer)) {
       const reference = moves ? openMovingReference(session) : openReference(session);
       run.reference = reference;
-      if (moves) run.moreFiles = () => referenceFiles(reference);
+      if (moves) run.moreFiles = () => (run.ranks.isFirst ? referenceFiles(reference) : []);
       run.referenceFeatures = referenceFeatures(run, run.reference, questionsRecur(run));
     }
     return await trainingLoop(

@@ -1,5 +1,6 @@
 /** Whether a run fits a device, how sure that is, and which knobs would make it fit: plain arithmetic, as all of the plan. */
 
+import { needsReference } from "../config/care.ts";
 import type { Config } from "../config/schema.ts";
 import type { Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import {
@@ -173,7 +174,7 @@ function changesOf({ stage, config, shape, size, ranks }: Planned): Change[] {
   const { distributed, model, optimizer, trainer, rollout, device } = config;
   const trains = stage !== "eval";
   if (trains && ranks > 1 && !distributed.shardGradients) knob("distributed", "shardGradients", true);
-  if (stage === "grpo" && ranks > 1 && hasFixedReference(config) && !distributed.shardReference)
+  if (stage === "grpo" && ranks > 1 && needsReference(trainer) && !distributed.shardReference)
     knob("distributed", "shardReference", true);
   if (trains && model.recompute !== "auto" && model.recompute !== "layer") knob("model", "recompute", "auto");
   if (trains && size !== null) {
@@ -193,11 +194,6 @@ function changesOf({ stage, config, shape, size, ranks }: Planned): Change[] {
   if (optimizer.moments === "float32") knob("optimizer", "moments", "bfloat16");
   if (optimizer.moments !== "int8") knob("optimizer", "moments", "int8");
   return changes;
-}
-
-/** A reference that moves is whole on every rank. */
-function hasFixedReference({ trainer }: Config): boolean {
-  return trainer.klCoef > 0 && trainer.referenceEvery === 0;
 }
 
 /** Twice as many, and so on, as far as there are questions for them. */

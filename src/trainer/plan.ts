@@ -6,6 +6,7 @@
  * (memory-fit.ts). test/trainer/plan-measured.test.ts holds the sum against peaks that were measured.
  */
 
+import { needsReference } from "../config/care.ts";
 import type { Config } from "../config/schema.ts";
 import type { RecomputePlan } from "../model/pass.ts";
 import { headDim, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";
@@ -67,7 +68,7 @@ export function memoryParts(
     if (bytes > 0) parts.push({ name, bytes, during });
   };
   add("always", "weights", state.weights);
-  if (stage === "grpo" && config.trainer.klCoef > 0) {
+  if (stage === "grpo" && needsReference(config.trainer)) {
     const pack = largestPack(stage, config, shape, size);
     add("always", "reference", state.reference);
     add("reference", "reference workspace", referenceWorkspace(pack, config, shape));
@@ -116,13 +117,13 @@ function featureBytes(
   size: QuestionSize,
   { ranks, records }: { ranks: number; records: number | undefined },
 ): number {
-  const { epochs, steps, klCoef, resampleRounds } = config.trainer;
+  const { epochs, steps, resampleRounds } = config.trainer;
   const perStep = Math.ceil(config.trainer.questionsPerStep / ranks);
   const again =
     steps === undefined ? epochs > 1 : records === undefined || steps * config.trainer.questionsPerStep > records;
   const recurs = again || resampleRounds > 0; // a question that fills a place may have been asked
   const { freezeVision } = config.model;
-  const wholeReference = klCoef > 0 && !(ranks > 1 && config.distributed.shardReference); // only such a one keeps what its tower says
+  const wholeReference = needsReference(config.trainer) && !(ranks > 1 && config.distributed.shardReference); // only such a one keeps what its tower says
   const keeps = stage === "grpo" ? freezeVision || (recurs && wholeReference) : freezeVision && recurs;
   if (!keeps || size.vision === 0) return 0;
   const question = size.vision * shape.text.hiddenSize * bytesOf(config.dtype);

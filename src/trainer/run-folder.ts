@@ -50,6 +50,7 @@ export interface CompletionRecord {
   rewards: number[];
   reward_breakdown: Record<string, number[]>;
   penalties?: Record<string, number[]>;
+  care?: NonNullable<RolloutGroup["care"]>;
   advantages: number[];
 }
 
@@ -157,6 +158,7 @@ function completionRecord(step: number, group: RolloutGroup): CompletionRecord {
     rewards: group.rewards,
     reward_breakdown: group.rewardBreakdown,
     ...(group.penalties && { penalties: group.penalties }),
+    ...(group.care && { care: group.care }),
     advantages: group.advantages,
   };
 }

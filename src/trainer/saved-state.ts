@@ -1,4 +1,7 @@
-/** The optimizer's state in a checkpoint: written by one rank or by several, each its part, read by any number of ranks. */
+/**
+ * What ranks share out among them, in a checkpoint: the optimizer's state and a reference that moves. Written by one rank or by several, each its part,
+ * read by any number of ranks.
+ */
 
 import { readdirSync } from "node:fs";
 import path from "node:path";
@@ -8,10 +11,12 @@ import type { Tensor } from "../torch/tensor.ts";
 import type { StateEntry } from "./optimizer-shares.ts";
 
 /** The file of a rank's part; of a rank that is alone, of everything. */
-export function stateFile({ rank, world }: { rank: number; world: number }): string {
+export function stateFile({ rank, world }: { rank: number; world: number }, kind: Kind = "optimizer"): string {
   const number = (n: number) => String(n).padStart(5, "0");
-  return world === 1 ? "optimizer.safetensors" : `optimizer-${number(rank + 1)}-of-${number(world)}.safetensors`;
+  return world === 1 ? `${kind}.safetensors` : `${kind}-${number(rank + 1)}-of-${number(world)}.safetensors`;
 }
+
+type Kind = "optimizer" | "reference";
 
 /** What an entry is called in its file: `model.norm.weight.m`, or `model.norm.weight.m[256:512]` of elements [256, 512). */
 export function savedName({
@@ -31,14 +36,21 @@ interface Piece {
   isWhole: boolean;
 }
 
+/** The files of all ranks. */
+export function stateFiles(checkpoint: string, kind: Kind): string[] {
+  const isOne = (name: string) => /^(-\d+-of-\d+)?\.safetensors$/.test(name.slice(kind.length));
+  return readdirSync(checkpoint)
+    .filter((name) => name.startsWith(kind) && isOne(name))
+    .sort();
+}
+
 export class SavedState implements Disposable {
   readonly #files: SafetensorsFile[] = [];
   readonly #pieces = new Map<string, Piece[]>(); // by entry, in order
 
   /** @throws CheckpointError for a file that cannot be read */
-  constructor(checkpoint: string) {
-    const names = readdirSync(checkpoint).filter((name) => /^optimizer(-\d+-of-\d+)?\.safetensors$/.test(name));
-    for (const name of names.sort()) {
+  constructor(checkpoint: string, kind: Kind = "optimizer") {
+    for (const name of stateFiles(checkpoint, kind)) {
       const file = new SafetensorsFile(path.join(checkpoint, name));
       this.#files.push(file);
       for (const savedAs of file.names()) this.#note(file, savedAs);

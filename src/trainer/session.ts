@@ -69,7 +69,7 @@ export interface Session extends Pipeline {
   bad: BadSamples; // the records behind that number, held against data.maxBadSamples
   /** Fingerprint of the weights before the first step. */
   startWeights: string;
-  /** What rank 0 writes into a checkpoint besides policy, optimizer and state. */
+  /** What this rank writes into a checkpoint besides policy, optimizer and state. */
   moreFiles?: () => CheckpointFile[];
 }
 
@@ -253,8 +253,7 @@ export async function saveSession(session: Session, step: number, last: boolean)
     versions: { node: process.version, torch },
   };
   const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
-  const more = ranks.isFirst ? (session.moreFiles?.() ?? []) : [];
-  await session.checkpoints.save(step, [...files, ...more], { last });
+  await session.checkpoints.save(step, [...files, ...(session.moreFiles?.() ?? [])], { last });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */

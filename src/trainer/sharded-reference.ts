@@ -8,12 +8,15 @@ import type { PassOptions } from "../model/pass.ts";
 import type { Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import { type ModelOptions, Qwen2VL } from "../model/qwen2vl/model.ts";
 import { byPart, PARTS, parameterSpecs, partOf } from "../model/qwen2vl/parameters.ts";
-import { clone } from "../torch/ops.ts";
+import type { TensorEntry } from "../model/safetensors.ts";
+import { clone, reshape } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
-import type { Tensor } from "../torch/tensor.ts";
+import type { DType, Tensor } from "../torch/tensor.ts";
 import { openParts } from "./assemble.ts";
-import { fingerprint } from "./checkpoint.ts";
+import { type CheckpointFile, fingerprint, tensorFile } from "./checkpoint.ts";
 import { towerFingerprint } from "./feature-sources.ts";
+import { moveParts, savedReference } from "./moving-reference.ts";
+import { savedName, stateFile } from "./saved-state.ts";
 import { requireStartWeights, type Session } from "./session.ts";
 import { ShardedWeights } from "./sharded-weights.ts";
 import type { VisionFeatures } from "./vision-features.ts";
@@ -26,12 +29,14 @@ export class ShardedReference implements Disposable {
   readonly #weights: ShardedWeights;
   readonly #model: Qwen2VL; // whose weights are there while a pass is at them
   readonly #parts: { vision: string[]; text: string[] };
+  readonly #dtype: DType;
   #whole = "0"; // fingerprints of what has been filled in
   #tower = "0";
 
   constructor(config: Qwen2VLConfig, ranks: Ranks, options: ModelOptions) {
     const specs = parameterSpecs(config);
     this.#ranks = ranks;
+    this.#dtype = options.dtype;
     this.#weights = new ShardedWeights(specs, ranks, options);
     this.#model = Qwen2VL.over(config, this.#weights.parameters, options);
     const parts = byPart(specs).map(([first]) => partOf(first?.name ?? ""));
@@ -45,6 +50,23 @@ export class ShardedReference implements Disposable {
     this.#tower = towerFingerprint(parameters, this.#tower);
     this.#whole = fingerprint(parameters, this.#whole);
     return this.#whole;
+  }
+
+  /** Moves each rank's part towards the policy (moving-reference.ts), to what it would be if one rank had all. All ranks call it between passes. */
+  move(policy: readonly Parameter[], how: { decay: number; seed: number; step: number }): void {
+    moveParts(this.#weights.parts(), policy, how);
+    this.#weights.changed();
+  }
+
+  /** This rank's part of a checkpoint. */
+  files(): CheckpointFile[] {
+    const tensors = this.#weights.parts().map(({ name, shape, begin, end, own }): TensorEntry => {
+      const isWhole = end - begin === shape.reduce((a, b) => a * b, 1);
+      const read = () => (isWhole ? reshape(own(), [...shape]) : own());
+      const saved = { name: savedName({ name, isWhole, begin, end }), shape: isWhole ? [...shape] : [end - begin] };
+      return { ...saved, dtype: this.#dtype, read };
+    });
+    return [tensorFile(stateFile(this.#ranks, "reference"), tensors)];
   }
 
   /** The policy's features, where its tower is frozen and the same; null: each pass computes its own, as the ranks' passes have to keep step. */
@@ -89,23 +111,25 @@ export class ShardedReference implements Disposable {
 }
 
 /**
- * The model as it was before the first step, of which each rank keeps its part: of the policy in a new run; read or drawn again in a resumed one, a part
- * of the model at a time, so that no rank ever holds it whole.
+ * The model as it was before the first step, of which each rank keeps its part: of the policy in a new run; read or drawn again in a resumed one, or, where it
+ * moves, read from the checkpoint; a part of the model at a time, so that no rank ever holds it whole.
  * @throws CheckpointError when the weights at model.path are no longer those the run started from.
  */
 export function openShardedReference(session: Session): ShardedReference {
   const { config, model, ranks, firstStep } = session;
   const reference = new ShardedReference(model.config, ranks, model);
   try {
-    let found = "";
-    if (firstStep === 0) found = reference.fill(model.parameters);
-    else {
-      for (const parameters of openParts(config)) {
-        found = reference.fill(parameters);
-        for (const { tensor } of parameters) tensor.free();
-      }
+    if (firstStep === 0) {
+      requireStartWeights(session, reference.fill(model.parameters));
+      return reference;
     }
-    requireStartWeights(session, found);
+    const moved = config.trainer.referenceEvery > 0 ? savedReference(session) : null;
+    let found = "";
+    for (const parameters of moved ?? openParts(config)) {
+      found = reference.fill(parameters);
+      for (const { tensor } of parameters) tensor.free();
+    }
+    if (moved === null) requireStartWeights(session, found);
   } catch (error) {
     reference[Symbol.dispose]();
     throw error;

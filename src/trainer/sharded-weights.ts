@@ -17,6 +17,16 @@ import { BucketArena } from "./bucket-arena.ts";
 import { type Bucket, type BucketLayout, bucketLayout } from "./flat-layout.ts";
 import { ownPart } from "./gradients.ts";
 
+/** Elements [begin, end) of a parameter that one rank keeps. */
+export interface OwnPart {
+  name: string;
+  shape: readonly number[]; // of the whole
+  begin: number;
+  end: number;
+  /** [end - begin], a view of what is kept. */
+  own(): Tensor;
+}
+
 export class ShardedWeights implements PartWatch, Disposable {
   /** Views of the arena: a parameter's memory holds its weights from before() to after() of its part. */
   readonly parameters: readonly Parameter[];
@@ -59,20 +69,37 @@ export class ShardedWeights implements PartWatch, Disposable {
 
   /** Takes this rank's share of whole parameters, by their names. */
   fill(parameters: readonly Parameter[]): void {
-    const { rank, world } = this.#ranks;
     for (const { name, tensor } of parameters) {
-      const start = this.#layout.starts[this.parameters.findIndex((one) => one.name === name)] as number;
-      const { begin, size } = this.#layout.buckets.findLast((bucket) => bucket.begin <= start) as Bucket;
-      const first = begin + (rank * size) / world; // of this rank's part, in the layout
-      const from = Math.max(start, first);
-      const to = Math.min(start + tensor.numel, first + size / world);
-      if (from >= to) continue;
-      const shift = begin / world - first;
-      scope(() => {
-        const mine = slice(reshape(tensor, [-1]), 0, from - start, to - start);
-        copy_(slice(this.#shares, 0, from + shift, to + shift), mine);
-      });
+      const part = this.#partOf(this.parameters.findIndex((one) => one.name === name));
+      if (part === null) continue;
+      scope(() => void copy_(part.own(), slice(reshape(tensor, [-1]), 0, part.begin, part.end)));
     }
+    this.#lastingIsThere = false;
+  }
+
+  /** What this rank keeps, parameter by parameter, in their order. It may be changed between passes; changed() has to follow. */
+  parts(): OwnPart[] {
+    return this.parameters.flatMap((_, i) => this.#partOf(i) ?? []);
+  }
+
+  /** After what parts() gave has been changed, on all ranks. */
+  changed(): void {
+    this.#lastingIsThere = false;
+  }
+
+  /** This rank's part of a parameter; null where it has none. */
+  #partOf(i: number): OwnPart | null {
+    const { rank, world } = this.#ranks;
+    const { name, tensor } = this.parameters[i] as Parameter;
+    const start = this.#layout.starts[i] as number;
+    const { begin, size } = this.#layout.buckets.findLast((bucket) => bucket.begin <= start) as Bucket;
+    const first = begin + (rank * size) / world; // of this rank's part, in the layout
+    const from = Math.max(start, first);
+    const to = Math.min(start + tensor.numel, first + size / world);
+    if (from >= to) return null;
+    const shift = begin / world - first;
+    const own = () => slice(this.#shares, 0, from + shift, to + shift);
+    return { name, shape: tensor.shape, begin: from - start, end: to - start, own };
   }
 
   /** Before a pass through these parts of the model, in their order; all ranks say the same. */

@@ -23,6 +23,7 @@ afterEach(() => vi.restoreAllMocks());
 /** Config file -> the commands it is for, and what must come before it. */
 const USES: Record<string, { commands: string[]; base?: string }> = {
   "8xa100.yaml": { commands: ["grpo", "eval"] },
+  "8xa100-care.yaml": { commands: ["grpo", "eval"] },
   "8xa100-sft.yaml": { commands: ["sft"] },
   "eval-seed-bench-r1.yaml": { commands: ["eval"] },
   "eval-longvideobench.yaml": { commands: ["eval"] },
@@ -151,6 +152,24 @@ test("the seed's GRPO and SFT values, from its scripts", () => {
     expect(compat).toEqual({ hiddenTopK: false, unmaskedSecondEos: false, firstLetterReward: true });
     expect(data).toMatchObject({ onBadSample: "error", resizedHeight: 256, resizedWidth: 256, maxFrames: 16 });
   }
+});
+
+test("GRPO-CARE's values, from its script and trainer", () => {
+  expect(loadConfig({ files: [at("8xa100-care.yaml")] })).toMatchObject({
+    ...{ seed: 42, dtype: "bfloat16", model: { freezeVision: false, recompute: "layer" } },
+    data: { fps: 2, minFrames: 4, maxFrames: 16, maxPromptTokens: 16384 },
+    rollout: { groupSize: 8, maxNewTokens: 768, temperature: 1, topK: 50, topP: 0.95 },
+    rewards: [
+      { name: "accuracy", weight: 1 },
+      { name: "format", weight: 1 },
+    ],
+    trainer: {
+      ...{ epochs: 1, iterations: 1, klCoef: 0, referenceEvery: 10, referenceDecay: 0.995 },
+      ...{ care: { bonus: 0.5, margin: 0, cap: 0.95 }, advantageEps: 1e-4, lossAggregation: "sequence" },
+    },
+    optimizer: { learningRate: 1e-6, schedule: "cosine", warmupFraction: 0, weightDecay: 0.01, maxGradNorm: 5 },
+    eval: { maxNewTokens: 1024, greedy: true, consistency: true },
+  });
 });
 
 test("hiddenTopK shows in the resolved config, and a smaller top-k of one's own stays", () => {

@@ -12,6 +12,7 @@ test("without a word about it the algorithm is the seed's", () => {
     ...{ klEstimator: "k3", klIn: "loss", klCoef: 0.1, klClamp: 11, referenceEvery: 0 },
     ...{ advantage: "grpo", advantageScale: "group", advantageEps: 1e-4 },
     ...{ filterUniform: false, resampleRounds: 0, maskTruncated: false, overlongTokens: 0 },
+    care: { bonus: 0, margin: 0, cap: 0.95 },
   });
   expect(set().dualClip).toBeUndefined();
 });
@@ -58,7 +59,7 @@ test.each([
   [["dualClip=0.5"], "trainer.dualClip: expected number to be >1"],
   [["loss=cispo", "epsHigh=0"], "trainer.epsHigh: cispo never stops a token's gradient"],
   [["klEstimator=k1"], "trainer.klEstimator: k1 in the loss penalises nothing"],
-  [["klCoef=0", "referenceEvery=5"], "trainer.referenceEvery: with klCoef 0 there is no reference"],
+  [["klCoef=0", "referenceEvery=5"], "trainer.referenceEvery: with klCoef 0 and no care.bonus there is no reference"],
   [["referenceDecay=0.9"], "trainer.referenceDecay: a reference that is never updated"],
   [["referenceEvery=5", "referenceDecay=1"], "trainer.referenceDecay: expected number to be <1"],
   [["advantage=rloo", "advantageScale=group"], "trainer.advantageScale: rloo over its group's"],
@@ -71,6 +72,11 @@ test.each([
     ["resampleRounds=2"],
     "trainer.resampleRounds: questions are asked in place of groups that filterUniform leaves out",
   ],
+  [["care.margin=0.01"], "trainer.care.margin: there is no bonus to be near to"],
+  [["care.bonus=0.5", "care.reward=exact"], "trainer.care.reward: exact is none of the rewards (accuracy)"],
+  [["care.bonus=0.5", "filterUniform=true"], "trainer.filterUniform: with care a group whose answers are all right"],
+  [["care.bonus=-1"], "trainer.care.bonus: expected number to be >=0"],
+  [["care.cap=0"], "trainer.care.cap: expected number to be >0"],
   [["overlongTokens=256"], "trainer.overlongTokens: 256 is not less than rollout.maxNewTokens, 256"],
 ])("refused: %j", (knobs, message) => {
   expect(() => set(...knobs.map((knob) => `trainer.${knob}`))).toThrow(message);
@@ -93,6 +99,8 @@ test.each([
   ["advantage=reinforce++-baseline", "filterUniform=true"],
   ["advantage=rloo", "advantageScale=batch"],
   ["referenceEvery=10", "referenceDecay=0.995"],
+  ["care.bonus=0.5", "klCoef=0", "referenceEvery=10", "referenceDecay=0.995"],
+  ["care.bonus=0.5", "klCoef=0.04", "care.margin=0.01", "care.reward=accuracy"],
   ["loss=grpo", "lossAggregation=constant", "lossLength=100"],
   ["dualClip=3", "epsHigh=0.28"],
 ])("allowed: %s %s", (...knobs) => {

@@ -90,6 +90,23 @@ test("greedy answers do not depend on the batch, and sampled ones follow the see
   expect(await answers(sampled, 1)).not.toEqual(await answers(sampled, 2));
 });
 
+test("consistency is counted where it is asked for, also of answers that were there before", async () => {
+  const folder = folderOf("reasons");
+  await evaluateLevels(levels, parts, { folder, limit: 4 });
+  const lines = read(folder).map((record, i) => {
+    const colour = ["red", "green", "red", "red"][i];
+    return JSON.stringify({ ...record, response: `<think>it is ${colour}</think><answer>${"AABC"[i]}</answer>` });
+  });
+  writeFileSync(path.join(folder, "answers-easy.jsonl"), `${lines.join("\n")}\n`);
+  const asked = { folder, limit: 4, consistency: true };
+  const results = await evaluateLevels(levels, parts, asked);
+  expect(results?.easy?.consistency?.all).toEqual({ consistent: 1, inconsistent: 3, undecided: 0 });
+  expect(countAnswers(levels, asked)).toEqual(results);
+  const withKnob = { ...parts, config: { ...config, eval: { ...config.eval, consistency: true } } };
+  expect(await evaluateLevels(levels, withKnob, { folder, limit: 4 })).toEqual(results);
+  expect((await evaluateLevels(levels, parts, { folder, limit: 4 }))?.easy?.consistency).toBeUndefined();
+});
+
 test("goes on behind the questions that have a line; a torn line is answered again", async () => {
   const folder = folderOf("resumed");
   const file = path.join(folder, "answers-easy.jsonl");

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { type MetricsLine, pointsOf, runPlot, smooth, ticks } from "../../src/eval/plot.ts";
+import { type MetricsLine, plotSvg, pointsOf, runPlot, smooth, ticks } from "../../src/eval/plot.ts";
 
 test("ticks are round and cover the range", () => {
   expect(ticks(0, 1)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1]);
@@ -46,6 +46,16 @@ test("a run's plot is well-formed, names its curves and keeps every point inside
   const opened = [...svg.matchAll(/<([a-z]+)(?: [^>]*[^/])?>/g)].map(([, tag]) => tag).sort();
   const closed = [...svg.matchAll(/<\/([a-z]+)>/g)].map(([, tag]) => tag).sort();
   expect(opened).toEqual(closed);
+});
+
+test("on a log scale equal factors are equally far apart, and each x is marked", () => {
+  const points = [75, 150, 300, 2400].map((x) => ({ x, y: x }));
+  const svg = plotSvg([{ title: "a", yLabel: "a", series: [{ name: "s", points }] }], { title: "log", xLog: true });
+  const xs = [...svg.matchAll(/<circle cx="([\d.]+)"/g)].map(([, x]) => Number(x));
+  const [first, second, third, last] = xs as [number, number, number, number];
+  expect(third - second).toBeCloseTo(second - first, 1);
+  expect(last - third).toBeCloseTo(3 * (second - first), 1);
+  for (const { x } of points) expect(svg).toContain(`text-anchor="middle">${x}</text>`);
 });
 
 test("of several runs, a level has one colour and all runs but the last are dashed", () => {

@@ -56,7 +56,7 @@ test.each([
   ],
   [{ eval: { greedy: false } }, ["eval.greedy: true -> false"]],
   [{ compat: { firstLetterReward: true } }, ["compat.firstLetterReward: false -> true"]],
-  [{ device: "cuda:1", threads: 3, runDir: "elsewhere", eval: { batchSize: 3 } }, []],
+  [{ device: "cuda:1", threads: 3, runDir: "elsewhere", eval: { batchSize: 3, consistency: true } }, []],
   [{ data: { onBadSample: "skip", maxBadSamples: 3 } }, []],
   [{ data: { workers: 7, cacheGib: 0, prefetch: 0 }, trainer: { klCoef: 0 }, compat: { hiddenTopK: true } }, []],
   [{ data: { eval: { L1: { file: questions, format: "seed-bench-r1", benchmark: "seed-bench-r1-L1" } } } }, []],

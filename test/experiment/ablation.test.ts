@@ -63,6 +63,61 @@ test("variants with every seed: figures, intervals, tests, curves, and the exact
   expect(page).not.toMatch(/<script|<link|src=/);
 });
 
+test("with eval.consistency: how often answers follow from their reasoning, of all and of the right ones", async () => {
+  const set = { "data.eval": { L1: { file: "none", format: "generic" } }, "eval.consistency": true };
+  const file = write("reasons", { set, metrics: [] });
+  const { jobs } = await run(file);
+  const tables = ablationTables(readAblation(file), jobs);
+  expect(tables.map(({ metric }) => metric)).toEqual(["accuracy L1", "consistency L1", "consistency of right ones L1"]);
+  const [, all, right] = tables;
+  expect(all?.rows.map(({ mean }) => mean)).toEqual([0.75, 0.75]);
+  expect(all?.rows[1]?.against).toMatchObject({ difference: 0, questions: { n: 120, p: 1 } });
+  const ofRight = (share: number, seed: number) => {
+    const numbers = Array.from({ length: 40 }, (_, i) => i).filter((i) => ((i * 17 + seed * 3) % 40) / 40 < share);
+    return numbers.filter((i) => i % 4 > 0).length / numbers.length;
+  };
+  for (const [row, share] of [
+    [right?.rows[0], 0.9],
+    [right?.rows[1], 0.5],
+  ] as const) {
+    for (const seed of [1, 2, 3]) expect(row?.values[seed]).toBeCloseTo(ofRight(share, seed), 12);
+    expect(row?.against?.questions ?? null).toBeNull();
+  }
+});
+
+test("pictures: every variant's mean and seeds, and figures over a knob", async () => {
+  const variant = (command: string, klCoef: number) => ({ command, set: { "trainer.klCoef": klCoef } });
+  const file = write("drawn", {
+    against: "trainer.klCoef",
+    seeds: [1, 2],
+    variants: {
+      vanilla: { command: "none" },
+      "grpo-a": variant("grpo", 0.02),
+      "grpo-b": variant("grpo", 0.1),
+      "sft-a": variant("sft", 0.02),
+    },
+  });
+  const { jobs } = await run(file);
+  const ablation = readAblation(file);
+  const written = writeAblationResults(ablation, jobs, ablationTables(ablation, jobs));
+  const read = (name: string) => {
+    const svg = readFileSync(written.find((one) => one.endsWith(`${name}.svg`)) as string, "utf8");
+    expect(svg).not.toMatch(/NaN|undefined|Infinity/);
+    return svg;
+  };
+  const intervals = read("intervals");
+  expect(intervals.match(/<circle/g)).toHaveLength(4 + 2); // accuracy of all, reward where there is one
+  for (const name of ablation.variants) expect(intervals).toContain(`>${name}</text>`);
+  const against = read("against");
+  expect(against).toContain(">trainer.klCoef</text>");
+  expect(against).toMatch(/stroke-dasharray[^>]*>\s*<text[^>]*>vanilla</);
+  expect(against.match(/>0\.02<\/text>/g)).toHaveLength(2); // an x of points is marked in either panel
+  expect(read("curves")).toContain(">grpo-b</text>");
+  expect(() => readAblation(write("none", { against: "trainer.dualClip" }))).toThrow(
+    /against: no variant has a number at trainer\.dualClip/,
+  );
+});
+
 test("a metric that one kind of run has and another has not", async () => {
   const variants = { sft: { command: "sft" }, grpo: { from: "sft" } };
   const file = write("mixed", { seeds: [1], variants, metrics: ["reward/accuracy", "loss/sft"] });

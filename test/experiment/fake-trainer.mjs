@@ -19,7 +19,7 @@ if (config.optimizer.learningRate === 1) {
   process.exit(1);
 }
 if (command === "eval") {
-  // The better the setting, the more of the same 40 questions are right; which ones differ by seed.
+  // The better the setting, the more of the same 40 questions are right; which ones differ by seed. The reasoning of every fourth names the other answer.
   const model = flags.find((text) => text.startsWith("model.path="));
   if (model !== undefined) readFileSync(`${JSON.parse(model.slice("model.path=".length))}/knobs.json`);
   const share = 1 - config.trainer.klCoef * 5;
@@ -27,9 +27,9 @@ if (command === "eval") {
     const right = ((i * 17 + config.seed * 3) % 40) / 40 < share;
     return {
       sample_id: `q${i}`,
-      problem: `question ${i}`,
+      problem: `question ${i}\nA. yes\nB. no`,
       solution: "A",
-      response: right ? "A" : "B",
+      response: `<think>${right === (i % 4 > 0) ? "yes" : "no"}</think><answer>${right ? "A" : "B"}</answer>`,
       reward: right ? 1 : 0,
     };
   });

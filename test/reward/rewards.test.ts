@@ -64,7 +64,7 @@ test("a step without questions is scored too", async () => {
 });
 
 test.each([
-  [[{ name: "acuracy", weight: 1, timeoutS: 1 }], /"acuracy" is not built in \(accuracy, format, math\)/],
+  [[{ name: "acuracy", weight: 1, timeoutS: 1 }], /"acuracy" is not built in \(accuracy, format, math, consistency\)/],
   [[{ name: "toString", weight: 1, timeoutS: 1 }], /"toString" is not built in/],
   [[{ name: "mean", weight: 1, timeoutS: 1 }], /name of a metric/],
   [[{ name: "mine", path: "/nowhere/mine.ts", weight: 1, timeoutS: 1 }], /no module \/nowhere\/mine.ts/],

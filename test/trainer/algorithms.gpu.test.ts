@@ -5,12 +5,12 @@ import { LOSS_NAMES } from "../../src/config/algorithm.ts";
 import { configSchema } from "../../src/config/schema.ts";
 import { ChunkedLogprobs } from "../../src/model/lm-head.ts";
 import type { Parameter } from "../../src/model/parameter.ts";
-import { cast, randn, to } from "../../src/torch/ops.ts";
+import { cast, randn, slice, to } from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
 import { policyLoss } from "../../src/trainer/loss.ts";
-import { moveReference } from "../../src/trainer/moving-reference.ts";
+import { moveParts, moveReference } from "../../src/trainer/moving-reference.ts";
 import { relativeError } from "../model/support.ts";
 import { gpuTest } from "../setup/gpu.ts";
 
@@ -95,5 +95,27 @@ gpuTest("a bfloat16 average moves as often as it should, and alike each time", (
     const share = values.filter((value) => value > 1).length / N;
     expect(Math.abs(share - (1 - 0.995 ** 100))).toBeLessThan(4 * Math.sqrt(0.25 / N));
     expect(moved()).toEqual(values);
+  });
+});
+
+gpuTest("bfloat16: parts of a parameter move to what they become in the whole", () => {
+  scope(() => {
+    const N = 10_000;
+    using generator = new Generator(8);
+    const drawn = () => cast(randn([N], { generator }), "bfloat16");
+    const [start, policy] = [drawn(), to(drawn(), { device: "cuda" })];
+    const [whole, cut] = [to(start, { device: "cuda" }), to(start, { device: "cuda" })];
+    const move = { decay: 0.995, seed: 1, step: 3 };
+    const parameter = (tensor: Tensor): Parameter => ({ name: "w", tensor, parts: [] });
+    moveReference([parameter(whole)], [parameter(policy)], move);
+    const parts = [
+      [0, 256],
+      [256, 9_999],
+      [9_999, N],
+    ] as const;
+    for (const [begin, end] of parts)
+      moveParts([{ name: "w", begin, end, own: () => slice(cut, 0, begin, end) }], [parameter(policy)], move);
+    expect(cast(cut, "float32").toNumbers()).toEqual(cast(whole, "float32").toNumbers());
+    expect(cast(cut, "float32").toNumbers()).not.toEqual(cast(start, "float32").toNumbers());
   });
 });

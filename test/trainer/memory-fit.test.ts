@@ -5,6 +5,7 @@ import { knobPaths } from "../../src/config/schema-tree.ts";
 import { releasedConfig } from "../../src/model/qwen2vl/released.ts";
 import { fitOf, type Planned, remediesFor } from "../../src/trainer/memory-fit.ts";
 import { memoryPlan } from "../../src/trainer/memory-text.ts";
+import { memoryParts, parameterCount } from "../../src/trainer/plan.ts";
 import { stateBytes } from "../../src/trainer/sharded-memory.ts";
 
 const GIB = 2 ** 30;
@@ -72,11 +73,29 @@ test("eight A100-40GB hold the seed's 7B run as configs/8xa100.yaml has it, and 
   expect(lines.find((line) => line.startsWith("does not fit 40.00 GiB"))).toBeDefined();
 });
 
-test("a reference that moves is not to be shared: the knob is not named", () => {
-  const moving = config({ trainer: { referenceEvery: 10 } });
-  const named = remediesFor(planned({ config: moving, ranks: 8, device: 60 * GIB })).map(({ text }) => text);
+test("a reference is there, and can be shared, where there is a KL penalty or a bonus, moving or not", () => {
+  const size = { prompt: 849, vision: 729, completion: 256 };
+  const referenceOf = (trainer: object) =>
+    memoryParts("grpo", config({ trainer }), seven, size).find(({ name }) => name === "reference")?.bytes;
+  expect(referenceOf({ klCoef: 0 })).toBeUndefined();
+  expect(referenceOf({ klCoef: 0, care: { bonus: 0.5 } })).toBe(2 * parameterCount(seven));
+  for (const trainer of [{ referenceEvery: 10 }, { klCoef: 0, care: { bonus: 0.5 }, referenceEvery: 10 }]) {
+    const named = remediesFor(planned({ config: config({ trainer }), ranks: 8, device: 60 * GIB }));
+    expect(named.map(({ text }) => text).join()).toContain("distributed.shardReference: true");
+  }
+  const none = config({ trainer: { klCoef: 0 } });
+  const named = remediesFor(planned({ config: none, ranks: 8, device: 45 * GIB })).map(({ text }) => text);
   expect(named.length).toBeGreaterThan(0);
   expect(named.join()).not.toContain("shardReference");
+});
+
+test("GRPO-CARE's config fits eight A100-40GB", () => {
+  const file = loadConfig({ files: ["configs/8xa100-care.yaml"] });
+  const vision = 9 * 8 * 15; // eight pairs of frames and an image, 224 x 420
+  const care = { prompt: vision + 120, vision, completion: file.rollout.maxNewTokens };
+  expect(fitOf(planned({ config: file, ranks: 8, device: 40 * GIB, size: care })).verdict).toBe("fits");
+  const whole = { ...file, distributed: { ...file.distributed, shardReference: false } };
+  expect(fitOf(planned({ config: whole, ranks: 8, device: 40 * GIB, size: care })).verdict).not.toBe("fits");
 });
 
 test("the SFT config of eight A100-40GB fits", () => {

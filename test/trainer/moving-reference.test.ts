@@ -6,11 +6,11 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
 import type { Parameter } from "../../src/model/parameter.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
-import { cast, clone } from "../../src/torch/ops.ts";
+import { cast, clone, slice } from "../../src/torch/ops.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
 import { trainGrpo } from "../../src/trainer/grpo.ts";
-import { moveReference } from "../../src/trainer/moving-reference.ts";
+import { moveParts, moveReference } from "../../src/trainer/moving-reference.ts";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
@@ -71,6 +71,30 @@ test("the draws of the rounding are a function of seed and step", () => {
     expect(moved(1, 0)).toEqual(moved(1, 0));
     expect(moved(1, 1)).not.toEqual(moved(1, 0));
     expect(moved(2, 0)).not.toEqual(moved(1, 0));
+  });
+});
+
+test.each([
+  "float32",
+  "bfloat16",
+] as const)("%s: parts of a parameter become what they become in the whole", (dtype) => {
+  scope(() => {
+    const N = 1000;
+    const numbers = (factor: number) => Array.from({ length: N }, (_, i) => Math.sin(i * factor));
+    const make = (factor: number) => cast(fromArray(numbers(factor), [N]), dtype);
+    const [whole, policy] = [make(1), make(1.01)];
+    moveReference([parameter(whole)], [parameter(policy)], { decay: 0.7, seed: 1, step: 4 });
+    const cut = make(1);
+    for (const [begin, end] of [
+      [0, 1],
+      [1, 700],
+      [700, N],
+    ] as const) {
+      const own = () => slice(cut, 0, begin, end);
+      moveParts([{ name: "w", begin, end, own }], [parameter(policy)], { decay: 0.7, seed: 1, step: 4 });
+    }
+    expect(cut.toNumbers()).toEqual(whole.toNumbers());
+    expect(cut.toNumbers()).not.toEqual(make(1).toNumbers());
   });
 });
 

@@ -73,3 +73,21 @@ test.skipIf(deviceCount() < 2)(
     for (const kl of column(sharded, "loss/kl")) expect(kl).toBeLessThan(0.1);
   },
 );
+
+test.skipIf(deviceCount() < 2)(
+  "two GPUs: a reference that moves says the same whether it is cut or not, also resumed",
+  async () => {
+    const optimizer = { learningRate: 1e-4, schedule: "constant" }; // stopped half-way, a run has the rates of one that was not
+    const of = (name: string, shardReference: boolean, steps: number) =>
+      onGpus(name, {
+        trainer: { questionsPerStep: 6, steps, saveEvery: 3, referenceEvery: 1, referenceDecay: 0.9 },
+        ...{ optimizer, distributed: { shardReference }, rollout: { groupSize: 4, maxNewTokens: 24 } },
+      });
+    const [whole, cut] = [of("moving-whole", false, 6), of("moving-cut", true, 6)];
+    await run(2, "grpo", whole);
+    await run(2, "grpo", { ...cut, trainer: { ...cut.trainer, steps: 3 } });
+    await run(2, "grpo", cut, true);
+    expect(column(cut, "loss/kl")).toEqual(column(whole, "loss/kl"));
+    expect(Math.max(...column(cut, "loss/kl"))).toBeGreaterThan(0);
+  },
+);

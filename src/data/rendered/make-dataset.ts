@@ -1,7 +1,8 @@
 /**
  * Renders the data set into a folder:
  *
- *   training.jsonl  training_with_cot.jsonl  validation_L1.jsonl  validation_L2.jsonl  validation_L3.jsonl
+ *   training.jsonl  training_with_cot.jsonl  training_solved.jsonl  training_with_slips.jsonl
+ *   validation_L1.jsonl  validation_L2.jsonl  validation_L3.jsonl
  *   videos/<video_source>/*.mp4  images/<video_source>/*.png  manifest.json
  *
  * A file that is there is finished (each is renamed into place), so an interrupted call is taken up where it stopped, and a call with the
@@ -44,13 +45,21 @@ export interface RenderedDataset {
   folder: string;
   training: string;
   sft: string;
+  /** The questions of `training`, in its order, each with a chain of thought that is right: for SFT and GRPO on the same questions. */
+  solved: string;
+  /** Questions about the videos of `sft`; in half of the chains of thought the reasoning names another option than the answer. */
+  slips: string;
   validation: { L1: string; L2: string; L3: string };
   /** Videos rendered by this call; 0 when all were there. */
   rendered: number;
 }
 
-/** Raise it with every change that alters a record or a pixel, so that older folders are rendered anew. */
-const FORMAT_VERSION = 3;
+/** Raise it with every change that alters a pixel, so that older folders are rendered anew. */
+const MEDIA_VERSION = 3;
+/** Raise it with every change that alters a record, so that the records of older folders are written anew. */
+const RECORDS_VERSION = 4;
+/** Share of the chains of thought of `slips` whose answer does not follow. */
+const SLIPS = 0.5;
 /** Videos in flight: while one is drawn here, others are being encoded by their ffmpeg. */
 const IN_FLIGHT = 3;
 const SPLITS = ["train", "L1", "L2", "L3"] as const;
@@ -101,7 +110,14 @@ export function datasetPaths(folder: string): Omit<RenderedDataset, "rendered"> 
     L2: file("validation_L2"),
     L3: file("validation_L3"),
   };
-  return { folder, training: file("training"), sft: file("training_with_cot"), validation };
+  return {
+    folder,
+    training: file("training"),
+    sft: file("training_with_cot"),
+    solved: file("training_solved"),
+    slips: file("training_with_slips"),
+    validation,
+  };
 }
 
 /** Every video of the data set, in order. */
@@ -156,11 +172,17 @@ async function writeAnnotations(
   const questions = Array.from({ length: per }, (_, number) => train.map((video) => ({ video, number }))).flat();
   const lines = (records: readonly object[]) => records.map((record) => `${JSON.stringify(record)}\n`).join("");
   await writeWhole(dataset.training, lines(questions.map(({ video, number }) => trainingRecord(video, number, per))));
+  await writeWhole(dataset.solved, lines(questions.map(({ video, number }) => sftRecord(video, number))));
   const taught = taughtVideos(train, options);
   const sft = Array.from({ length: options.sftRecords }, (_, i) =>
-    sftRecord(taught[i % taught.length]!, Math.floor(i / taught.length), options.sftGuessShare),
+    sftRecord(taught[i % taught.length]!, Math.floor(i / taught.length), { guesses: options.sftGuessShare }),
   );
   await writeWhole(dataset.sft, lines(sft));
+  const chances = { guesses: options.sftGuessShare, slips: SLIPS };
+  const slips = Array.from({ length: per }, (_, number) =>
+    taught.map((video) => sftRecord(video, number, chances)),
+  ).flat();
+  await writeWhole(dataset.slips, lines(slips));
   for (const level of ["L1", "L2", "L3"] as const) {
     const records = videos.filter((video) => video.split === level).map(validationRecord);
     await writeWhole(dataset.validation[level], lines(records));
@@ -215,9 +237,9 @@ function newManifest(options: RenderedOptions): Manifest {
     L3,
   };
   const hash = createHash("sha256")
-    .update(JSON.stringify([FORMAT_VERSION, ordered]))
+    .update(JSON.stringify([MEDIA_VERSION, RECORDS_VERSION, ordered]))
     .digest("hex");
-  return { hash, mediaKey: `version ${FORMAT_VERSION}, seed ${seed}`, complete: true, options: ordered };
+  return { hash, mediaKey: `version ${MEDIA_VERSION}, seed ${seed}`, complete: true, options: ordered };
 }
 
 /** The manifest, or null where there is none that can be read: then everything is rendered anew. */

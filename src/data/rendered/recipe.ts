@@ -139,8 +139,9 @@ export function questionText(goal: string): string {
  * The response of SFT records: read the progress off the video, look the next step's colour up in the recipe, name its option's letter.
  * @param placed pieces on the board in the video, 1..4
  * @param letter letter of the option that names `recipe[placed]`
+ * @param answer the letter that is answered, if that does not follow
  */
-export function chainOfThought(recipe: Recipe, placed: number, letter: string): string {
+export function chainOfThought(recipe: Recipe, placed: number, letter: string, answer = letter): string {
   const next = recipe[placed]!;
-  return `<think> next step ${placed + 1} ${next.colour} ${letter} </think><answer> ${letter} </answer>`;
+  return `<think> next step ${placed + 1} ${next.colour} ${letter} </think><answer> ${answer} </answer>`;
 }

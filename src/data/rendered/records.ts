@@ -151,14 +151,17 @@ export function validationRecord(video: PlannedVideo): ValidationRecord {
 
 /**
  * Training question `number` about a video, with a chain of thought. There are as many as one likes. In a share of them, `guesses`, the step
- * is drawn at random and the answer follows from it: such records keep a policy from being sure of what it learnt by heart.
+ * is drawn at random and the answer follows from it: such records keep a policy from being sure of what it learnt by heart. In a share,
+ * `slips`, the reasoning names another option than the one that is answered.
  */
-export function sftRecord(video: PlannedVideo, number: number, guesses = 0): SftRecord {
+export function sftRecord(video: PlannedVideo, number: number, { guesses = 0, slips = 0 } = {}): SftRecord {
   const { recipe, goal } = trainingQuestion(video, number);
   const guessed = uniform(...video.keys, "guess", number) < guesses;
   const placed = guessed ? 1 + randomInt(4, ...video.keys, "guessed", number) : video.clip.placed;
   const options = shuffled(recipe.slice(1), ...video.keys, "sft options", number);
-  const letter = letterOf(options.indexOf(recipe[placed]!));
+  const letterAt = (step: number) => letterOf(options.indexOf(recipe[step]!));
+  const slipped = uniform(...video.keys, "slip", number) < slips;
+  const said = slipped ? 1 + ((placed + randomInt(3, ...video.keys, "slipped", number)) % 4) : placed;
   return {
     sample_id: `${video.index}-${number}`,
     prompt: [
@@ -174,7 +177,7 @@ export function sftRecord(video: PlannedVideo, number: number, guesses = 0): Sft
         ],
       },
     ],
-    response: chainOfThought(recipe, placed, letter),
+    response: chainOfThought(recipe, said, letterAt(said), letterAt(placed)),
   };
 }
 

@@ -51,6 +51,8 @@ test("every set reads back, with its media in place", async () => {
   expect(sft.every((sample) => /^<think> .* <\/think><answer> [A-D] <\/answer>$/.test(sample.response ?? ""))).toBe(
     true,
   );
+  const solved = await readDataset({ file: dataset.solved, format: "seed-bench-r1-sft" });
+  expect(solved.map(({ id }) => id)).toEqual(["0-0", "1-0", "2-0", "0-1", "1-1", "2-1"]); // the questions of training, in its order
   const levels = await Promise.all(
     (["L1", "L2", "L3"] as const).map((level) =>
       readDataset({ file: dataset.validation[level], format: "seed-bench-r1" }),
@@ -81,6 +83,28 @@ test("SFT prompts are worded as the reader words the training questions", async 
   expect([...shown].sort()).toEqual([...asked].sort());
   expect(text(taught!).replace(lettered, letteredOptions(asked))).toBe(text(question!));
   expect(media(taught!)).toEqual(media(question!));
+});
+
+test("solved questions are those of training, and their chains of thought are right", async () => {
+  const questions = await readDataset({ file: dataset.training, format: "seed-bench-r1" });
+  const solved = await readDataset({ file: dataset.solved, format: "seed-bench-r1-sft" });
+  const goal = (sample: Sample) => /build the .*?\)/.exec(JSON.stringify(sample.messages))?.[0];
+  for (const [i, question] of questions.entries()) {
+    const record = solved[i]!;
+    expect(media(record)).toEqual(media(question));
+    expect(goal(record)).toBe(goal(question));
+    const letter = /<answer> ([A-D]) <\/answer>/.exec(record.response ?? "")?.[1];
+    const option = new RegExp(`${letter}\\. ([^\\\\"]*)`).exec(JSON.stringify(record.messages))?.[1];
+    expect(option).toMatch(/ next$/);
+    expect(option).toBe(question.fields.answer);
+  }
+});
+
+test("of the questions with slips some answer another option than their reasoning names", async () => {
+  const slips = await readDataset({ file: dataset.slips, format: "seed-bench-r1-sft" });
+  const slipped = slips.filter(({ response }) => /(\w) <\/think><answer> \1 /.exec(response ?? "") === null).length;
+  expect(slipped).toBeGreaterThan(0);
+  expect(slipped).toBeLessThan(slips.length);
 });
 
 test("a second call renders nothing, a lost file is rendered again to the same bytes", async () => {

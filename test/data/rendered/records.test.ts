@@ -189,16 +189,38 @@ test("an SFT record asks the training question and answers with the letter of it
 test("the wanted share of chains of thought guesses the step, and answers accordingly", () => {
   const videos = plans("train", 400);
   const step = (text: string) => Number(/next step (\d)/.exec(text)![1]);
-  const wrong = videos.filter((video) => step(sftRecord(video, 0, 0.4).response) !== video.clip.placed + 1).length;
+  const wrong = videos.filter(
+    (video) => step(sftRecord(video, 0, { guesses: 0.4 }).response) !== video.clip.placed + 1,
+  ).length;
   expect(wrong / videos.length).toBeGreaterThan(0.22); // three of four guesses are wrong: 30 %
   expect(wrong / videos.length).toBeLessThan(0.38);
   for (const video of videos) {
-    const { response, prompt } = sftRecord(video, 0, 0.4);
+    const { response, prompt } = sftRecord(video, 0, { guesses: 0.4 });
     const text = prompt[0]!.content.find((part) => part.type === "text")!.text;
     const [, number, colour, letter] = /next step (\d) (\w+) (\w)/.exec(response)!;
     expect(text).toContain(`${number} ${colour} `);
     expect(text).toMatch(new RegExp(`\\n${letter}\\. ${colour} `));
   }
+});
+
+test("the wanted share of chains of thought slips: the answer is what it was, and the reasoning names another option", () => {
+  const videos = plans("train", 400);
+  const parts = (text: string) => /next step (\d) (\w+) (\w) <\/think><answer> (\w) /.exec(text)!.slice(1);
+  let slipped = 0;
+  for (const video of videos) {
+    const plain = parts(sftRecord(video, 0, { guesses: 0.4 }).response);
+    const [step, colour, said, answer] = parts(sftRecord(video, 0, { guesses: 0.4, slips: 0.5 }).response);
+    expect(answer).toBe(plain[3]);
+    if (said === answer) continue;
+    slipped++;
+    expect(step).not.toBe(plain[0]);
+    expect(Number(step)).toBeGreaterThan(1);
+    expect(Number(step)).toBeLessThan(6);
+    const text = sftRecord(video, 0).prompt[0]!.content.find((part) => part.type === "text")!.text;
+    expect(text).toContain(`\n${said}. ${colour} `);
+  }
+  expect(slipped / videos.length).toBeGreaterThan(0.42);
+  expect(slipped / videos.length).toBeLessThan(0.58);
 });
 
 type Features = (question: TextOnly, option: number) => string[];
