@@ -47,14 +47,19 @@ export const loraKnobs = z
       .min(1)
       .default(["language"])
       .meta({ description: "What has adapters; all else is frozen." }),
-    targets: z.array(z.enum(ALL_TARGETS as [string, ...string[]])).min(1).optional().meta({
-      follows: "all of `lora.parts`",
-      description:
-        "Linear layers with an adapter: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj of the language model; qkv, proj, fc1, fc2 of the vision tower's blocks.",
-    }),
+    targets: z
+      .array(z.enum(ALL_TARGETS as [string, ...string[]]))
+      .min(1)
+      .optional()
+      .meta({
+        follows: "all of `lora.parts`",
+        description:
+          "Linear layers with an adapter: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj of the language model; qkv, proj, fc1, fc2 of the vision tower's blocks.",
+      }),
     rslora: z.boolean().default(false).meta({ description: "Rank-stabilised scaling [arXiv:2312.03732]." }),
     path: z.string().optional().meta({
-      description: "Folder of an adapter in PEFT's layout to go on from, of this rank, alpha and targets; default: a new one, which adds nothing yet.",
+      description:
+        "Folder of an adapter in PEFT's layout to go on from, of this rank, alpha and targets; default: a new one, which adds nothing yet.",
     }),
   })
   .optional();

@@ -2,13 +2,13 @@
 
 import { hash64 } from "../random.ts";
 import { noGrad } from "../torch/autograd.ts";
-import { add, cast, copy_, empty, mm, mul, reshape, slice, zeros } from "../torch/ops.ts";
+import { add, cast, copy_, mm, mul, slice, zeros } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../torch/tensor.ts";
 import type { LoraPair } from "./lora.ts";
-import { fusedSpec, type Parameter, type ParameterSpec } from "./parameter.ts";
+import type { Parameter } from "./parameter.ts";
 import type { Qwen2VLConfig } from "./qwen2vl/config.ts";
-import { type LoraSite, loraSites } from "./qwen2vl/lora-sites.ts";
+import { adapterSpecs, type LoraSite, loraSites } from "./qwen2vl/lora-sites.ts";
 import type { TextWeights, VisionWeights } from "./qwen2vl/parameters.ts";
 
 /** What an adapter is, beside its numbers. */
@@ -20,24 +20,6 @@ export interface LoraSettings {
   dropout: number;
   /** q_proj, fc1, ... */
   targets: readonly string[];
-}
-
-/** A and B of every site, in the order of the forward pass: what is beside one weight is one parameter each. */
-export function adapterSpecs(config: Qwen2VLConfig, { rank, targets }: Pick<LoraSettings, "rank" | "targets">) {
-  return loraSites(config, targets).flatMap(({ weight, columns, modules }): [ParameterSpec, ParameterSpec] => [
-    fusedSpec(
-      `${weight}.lora_A.weight`,
-      modules.map(({ name }) => [`${name}.lora_A.weight`, rank]),
-      [columns],
-      { constant: 0 },
-    ),
-    fusedSpec(
-      `${weight}.lora_B.weight`,
-      modules.map(({ name, begin, end }) => [`${name}.lora_B.weight`, end - begin]),
-      [rank],
-      { constant: 0 },
-    ),
-  ]);
 }
 
 export interface AdapterOptions {
@@ -71,7 +53,13 @@ export class Adapter implements Disposable {
       const [rank, columns] = into.shape as [number, number];
       const bound = 1 / Math.sqrt(columns);
       const draws = uniforms(rank * columns, options.seed, "lora", part);
-      copy_(into, fromArray(draws.map((u) => bound * (2 * u - 1)), into.shape));
+      copy_(
+        into,
+        fromArray(
+          draws.map((u) => bound * (2 * u - 1)),
+          into.shape,
+        ),
+      );
     });
   }
 
@@ -110,7 +98,10 @@ export class Adapter implements Disposable {
 
   /** The same weights with the adapter beside them; weights and adapter stay whose they are. */
   beside(weights: { text: TextWeights; vision: VisionWeights }): { text: TextWeights; vision: VisionWeights } {
-    const layers = weights.text.layers.map((layer) => ({ ...layer, lora: undefined as TextWeights["layers"][0]["lora"] }));
+    const layers = weights.text.layers.map((layer) => ({
+      ...layer,
+      lora: undefined as TextWeights["layers"][0]["lora"],
+    }));
     const blocks = weights.vision.blocks.map((block) => ({
       ...block,
       lora: undefined as VisionWeights["blocks"][0]["lora"],

@@ -139,7 +139,16 @@ export class PackedPass implements Disposable {
       (input) => embedTokens(pack.ids, trained ? input : features, text, config),
       PARTS.embedding,
     );
-    const hidden = textLayers(embedded, text, config, rope, plan, step, recompute, this.#words(options.dropout?.text, device));
+    const hidden = textLayers(
+      embedded,
+      text,
+      config,
+      rope,
+      plan,
+      step,
+      recompute,
+      this.#words(options.dropout?.text, device),
+    );
     embedded.free();
     const normed = (input: Tensor | null) =>
       rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps);

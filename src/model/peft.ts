@@ -8,8 +8,9 @@ import path from "node:path";
 import { CheckpointError } from "../errors.ts";
 import { noGrad } from "../torch/autograd.ts";
 import { slice } from "../torch/ops.ts";
-import { Adapter, type AdapterOptions, adapterSpecs, type LoraSettings } from "./adapter.ts";
+import { Adapter, type AdapterOptions, type LoraSettings } from "./adapter.ts";
 import type { Qwen2VLConfig } from "./qwen2vl/config.ts";
+import { adapterSpecs } from "./qwen2vl/lora-sites.ts";
 import { SafetensorsFile } from "./safetensors.ts";
 import { type FolderContent, originalName } from "./weights.ts";
 
@@ -51,7 +52,8 @@ function isEmpty(value: unknown): boolean {
 /** adapter_config.json of a folder. @throws CheckpointError where there is none, or it is not that of a LoRA that is known here */
 export function readPeftConfig(folder: string): PeftConfig & { r: number } {
   const file = path.join(folder, ADAPTER_CONFIG);
-  if (!existsSync(file)) throw new CheckpointError(file, "is missing: expected the folder of an adapter in PEFT's layout");
+  if (!existsSync(file))
+    throw new CheckpointError(file, "is missing: expected the folder of an adapter in PEFT's layout");
   let config: PeftConfig;
   try {
     config = JSON.parse(readFileSync(file, "utf8")) as PeftConfig;
@@ -62,7 +64,10 @@ export function readPeftConfig(folder: string): PeftConfig & { r: number } {
   for (const [knob, changesNothing] of Object.entries(UNKNOWN)) {
     const value = config[knob];
     if (value !== undefined && !changesNothing(value))
-      throw new CheckpointError(file, `has ${knob} ${JSON.stringify(value)}, which is not supported; merge the adapter with PEFT and use the model`);
+      throw new CheckpointError(
+        file,
+        `has ${knob} ${JSON.stringify(value)}, which is not supported; merge the adapter with PEFT and use the model`,
+      );
   }
   if (!Number.isInteger(config.r) || (config.r as number) < 1)
     throw new CheckpointError(file, `has r ${JSON.stringify(config.r)}; expected a whole number above 0`);
@@ -71,9 +76,14 @@ export function readPeftConfig(folder: string): PeftConfig & { r: number } {
 
 /**
  * Reads an adapter for a model. Which modules it is beside is what its tensors say.
+ * @param options.dropout in place of the folder's
  * @throws CheckpointError naming every tensor that is missing, that does not belong to this model or has another shape
  */
-export function loadAdapter(folder: string, config: Qwen2VLConfig, options: AdapterOptions): Adapter {
+export function loadAdapter(
+  folder: string,
+  config: Qwen2VLConfig,
+  options: AdapterOptions & { dropout?: number },
+): Adapter {
   const peft = readPeftConfig(folder);
   const file = path.join(folder, ADAPTER_WEIGHTS);
   if (!existsSync(file)) throw new CheckpointError(file, "is missing");
@@ -90,15 +100,21 @@ export function loadAdapter(folder: string, config: Qwen2VLConfig, options: Adap
   });
   if (missing.length + unexpected.length + misshapen.length > 0) {
     const list = (kind: string, some: readonly string[]) =>
-      some.length === 0 ? [] : [`${some.length} ${kind}: ${some.slice(0, 8).join(", ")}${some.length > 8 ? ", ..." : ""}`];
+      some.length === 0
+        ? []
+        : [`${some.length} ${kind}: ${some.slice(0, 8).join(", ")}${some.length > 8 ? ", ..." : ""}`];
     const problems = [...list("missing", missing), ...list("unexpected", unexpected), ...list("misshapen", misshapen)];
-    throw new CheckpointError(file, `does not fit the model; ${problems.join("; ")}`, { missing, unexpected, misshapen });
+    throw new CheckpointError(file, `does not fit the model; ${problems.join("; ")}`, {
+      missing,
+      unexpected,
+      misshapen,
+    });
   }
   const settings: LoraSettings = {
     rank: peft.r,
     alpha: peft.lora_alpha ?? 8,
     rslora: peft.use_rslora ?? false,
-    dropout: peft.lora_dropout ?? 0,
+    dropout: options.dropout ?? peft.lora_dropout ?? 0,
     targets,
   };
   return Adapter.from(config, settings, options, (part) => stored.tensor(names.get(part) as string));

@@ -174,7 +174,13 @@ function changesOf({ stage, config, shape, size, ranks }: Planned): Change[] {
   const { distributed, model, optimizer, trainer, rollout, device } = config;
   const trains = stage !== "eval";
   if (trains && ranks > 1 && !distributed.shardGradients) knob("distributed", "shardGradients", true);
-  if (stage === "grpo" && ranks > 1 && needsReference(trainer) && !distributed.shardReference)
+  if (
+    stage === "grpo" &&
+    ranks > 1 &&
+    needsReference(trainer) &&
+    config.lora === undefined &&
+    !distributed.shardReference
+  )
     knob("distributed", "shardReference", true);
   if (trains && model.recompute !== "auto" && model.recompute !== "layer") knob("model", "recompute", "auto");
   if (trains && size !== null) {

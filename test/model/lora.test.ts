@@ -31,7 +31,11 @@ const tokens = groups.flatMap(({ completions }) => completions).reduce((sum, { l
 const weights = Float64Array.from({ length: tokens }, (_, i) => normal(9, "weight", i));
 
 /** A model with an adapter of random numbers beside it; its own weights are frozen. */
-function withAdapter(targets: readonly string[], more: Partial<LoraSettings> = {}, dtype: "float32" | "float64" = "float64") {
+function withAdapter(
+  targets: readonly string[],
+  more: Partial<LoraSettings> = {},
+  dtype: "float32" | "float64" = "float64",
+) {
   const base = shakenModel(config, 3, dtype);
   for (const { tensor } of base.parameters) tensor.setRequiresGrad(false);
   const adapter = Adapter.create(config, settings(targets, more), { device: "cpu", dtype, seed: 4 });
@@ -168,8 +172,10 @@ test("dropout drops its share of each column and row, by the row's word and the 
   const share = (some: number[]) => some.filter((x) => x === 0).length / some.length;
   expect(new Set(all.map((x) => Math.fround(x)))).toEqual(new Set([0, Math.fround(4 / 3)]));
   expect(Math.abs(share(all) - 0.25)).toBeLessThan(0.01);
-  for (let c = 0; c < 300; c += 37) expect(Math.abs(share(words.map((_, i) => all[i * 300 + c] as number)) - 0.25)).toBeLessThan(0.1);
-  for (let i = 0; i < 400; i += 57) expect(Math.abs(share(all.slice(i * 300, i * 300 + 300)) - 0.25)).toBeLessThan(0.12);
+  for (let c = 0; c < 300; c += 37)
+    expect(Math.abs(share(words.map((_, i) => all[i * 300 + c] as number)) - 0.25)).toBeLessThan(0.1);
+  for (let i = 0; i < 400; i += 57)
+    expect(Math.abs(share(all.slice(i * 300, i * 300 + 300)) - 0.25)).toBeLessThan(0.12);
   expect(drop([399, 7], 11)).toEqual([...all.slice(399 * 300), ...all.slice(7 * 300, 8 * 300)]);
   expect(drop(words, 12)).not.toEqual(all);
 });

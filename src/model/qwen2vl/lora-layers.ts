@@ -58,7 +58,10 @@ export function loraVisionBlock(
   const N = x.size(0);
   const normed = norm(x, weights.norm1);
   const product = adapted(affine(normed, weights.qkv), normed, lora.qkv, dropout);
-  const attended = reshape(frameAttention(...rotateCut(reshape(product, [N, 3 * A, E / A]), rope, A, false), runs), [N, E]);
+  const attended = reshape(frameAttention(...rotateCut(reshape(product, [N, 3 * A, E / A]), rope, A, false), runs), [
+    N,
+    E,
+  ]);
   const h = add(x, adapted(affine(attended, weights.proj), attended, lora.proj, dropout));
   const normed2 = norm(h, weights.norm2);
   const up = quickGelu(adapted(affine(normed2, weights.fc1), normed2, lora.fc1, dropout));

@@ -2,6 +2,7 @@
  * Where a Qwen2-VL can have adapters: beside which weights, and which of Hugging Face's modules these are. Names are those of Qwen2-VL's original layout.
  */
 
+import { fusedSpec, type ParameterSpec } from "../parameter.ts";
 import { headDim, type Qwen2VLConfig } from "./config.ts";
 
 /** A weight with an adapter: one or several modules side by side that read the same input. */
@@ -62,4 +63,25 @@ export function loraSites(config: Qwen2VLConfig, targets: readonly string[]): Lo
     add(at("down"), `${layer}.mlp.down_proj`, I, `${layer}.mlp`, [["down_proj", X]]);
   }
   return sites;
+}
+
+/** A and B of every site, in the order of the forward pass: what is beside one weight is one parameter each. */
+export function adapterSpecs(
+  config: Qwen2VLConfig,
+  { rank, targets }: { rank: number; targets: readonly string[] },
+): ParameterSpec[] {
+  return loraSites(config, targets).flatMap(({ weight, columns, modules }): [ParameterSpec, ParameterSpec] => [
+    fusedSpec(
+      `${weight}.lora_A.weight`,
+      modules.map(({ name }) => [`${name}.lora_A.weight`, rank]),
+      [columns],
+      { constant: 0 },
+    ),
+    fusedSpec(
+      `${weight}.lora_B.weight`,
+      modules.map(({ name, begin, end }) => [`${name}.lora_B.weight`, end - begin]),
+      [rank],
+      { constant: 0 },
+    ),
+  ]);
 }
