@@ -13,6 +13,7 @@
 #include "host_memory.h"
 #include "profile.h"
 #include "runtime.h"
+#include "stall.h"
 #include "tensor.h"
 
 namespace grove {
@@ -46,7 +47,9 @@ const Export kExports[] = {
     GROVE_EXPORT(versions),          GROVE_EXPORT(benchAdd),          GROVE_EXPORT(mapRead),           GROVE_EXPORT(memoryPrepare),
     GROVE_EXPORT(memoryRelease),     GROVE_EXPORT(tensorBytesTo),      GROVE_EXPORT(profileStart),
     GROVE_EXPORT(profileStop),       GROVE_EXPORT(groupOpen),         GROVE_EXPORT(groupClose),
-    GROVE_EXPORT(groupOperation),    GROVE_EXPORT(groupFail),
+    GROVE_EXPORT(groupOperation),    GROVE_EXPORT(groupFail),         GROVE_EXPORT(stallWatch),
+    GROVE_EXPORT(stallUnwatch),      GROVE_EXPORT(stallOperation),    GROVE_EXPORT(stallTurn),
+    GROVE_EXPORT(stallPatience),
     GROVE_EXPORT(collectiveStart),   GROVE_EXPORT(collectiveWait),    GROVE_EXPORT(storeSet),
     GROVE_EXPORT(storeAdd),          GROVE_EXPORT(storeTake),         GROVE_EXPORT(endWithParent),
 };

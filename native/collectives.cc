@@ -17,7 +17,9 @@
 #include "args.h"
 #include "heartbeat.h"
 #include "process_group.h"
+#include "progress.h"
 #include "slots.h"
+#include "stall.h"
 #include "tensor.h"
 
 namespace grove {
@@ -51,6 +53,9 @@ std::string firstLine(const c10::Error& error) {
   const std::string message = error.what_without_backtrace();
   return message.substr(0, message.find('\n'));
 }
+
+// A process that hangs has nothing to save.
+constexpr Milliseconds kStalled(10000);
 
 const char* nameOf(CollectiveKind kind) {
   switch (kind) {
@@ -187,22 +192,23 @@ std::string describe(const Collective& collective, const Place& place) {
   return "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + ", " + operationOf(collective);
 }
 
-// groupOpen([rank, world, port, timeout, heartbeat] float64, host, nccl, serve, name, where): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
+// groupOpen([rank, world, port, timeout, heartbeat, stall] float64, host, nccl, serve, name, where): joins the ranks that meet at rank 0's host:port and returns when all have. With `nccl`
 // collectives of CUDA tensors run on the current device. `timeout`, ms, limits the meeting and every NCCL operation without a limit of its own.
 // With `serve` rank 0 keeps the store, else somebody else does, over several attempts at the job perhaps; `name` keeps jobs that share a store apart. `heartbeat`, ms: from now on this process ends
-// where another rank that has joined is not heard of for so long (heartbeat.h); 0: never. `where` says to the others where this process is.
+// where another rank that has joined is not heard of for so long (heartbeat.h); 0: never. `stall`, ms: likewise where all ranks wait for one another. `where` says to the others where this process is.
 napi_value groupOpen(napi_env env, napi_callback_info info) {
   Args args(env, info, 6);
   size_t length = 0;
   const auto* numbers = static_cast<const double*>(args.typedArray(0, &length));
-  if (length != 5 * sizeof(double)) throw EngineError("ARG_KIND", "five numbers are wanted");
+  if (length != 6 * sizeof(double)) throw EngineError("ARG_KIND", "six numbers are wanted");
+  const Patience meeting;  // machines may come minutes apart
   auto group = std::make_unique<Group>();
   group->place = {static_cast<int>(numbers[0]), static_cast<int>(numbers[1])};
   const Place place = group->place;
   if (place.world < 1 || place.rank < 0 || place.rank >= place.world) throw EngineError("ARG_KIND", "no such rank");
   const std::string host = args.string(1);
   const auto port = static_cast<int64_t>(numbers[2]);
-  const Milliseconds timeout(static_cast<int64_t>(numbers[3])), limit(static_cast<int64_t>(numbers[4]));
+  const Milliseconds timeout(static_cast<int64_t>(numbers[3])), limit(static_cast<int64_t>(numbers[4])), stall(static_cast<int64_t>(numbers[5]));
   group->address = host + ":" + std::to_string(port);
   try {
     const bool serve = args.boolean(3);
@@ -211,11 +217,13 @@ napi_value groupOpen(napi_env env, napi_callback_info info) {
     const auto named = [&](const char* purpose, StorePtr store) { return c10::make_intrusive<c10d::PrefixStore>(name + "/" + purpose, std::move(store)); };
     const auto client = [&](const char* purpose) { return named(purpose, openStore(place, host, port, timeout, false)); };
     group->store = named("job", first);
-    if (limit.count() > 0) group->heartbeat = std::make_shared<Heartbeat>(client("heart"), HeartbeatOptions{place, limit, group->address, args.string(5)});
+    if (limit.count() > 0) group->heartbeat = std::make_shared<Heartbeat>(client("heart"), HeartbeatOptions{place, limit, stall, group->address, args.string(5)});
     meet(*group->store, place, timeout);
     group->host = makeHostBackend(client("host"), place, noteOf(group->heartbeat));
     if (args.boolean(2)) group->device = makeNcclBackend(client("nccl"), place, timeout);
     if (group->heartbeat && group->device) group->heartbeat->watch([device = group->device] { return device->overdue(); });
+    if (group->heartbeat) onStall([heart = group->heartbeat](const std::string& why) { heart->fail(why, kStalled); });
+    if (group->device) onDeviceWait([device = group->device] { return device->deviceWaits(); });
   } catch (const c10::Error& error) {
     throw EngineError("COLLECTIVE", "rank " + std::to_string(place.rank) + " of " + std::to_string(place.world) + " could not join the job at " +
                                         group->address + ": " + firstLine(error));
@@ -226,6 +234,8 @@ napi_value groupOpen(napi_env env, napi_callback_info info) {
 // groupClose(group): leaves it. Waits for nobody.
 napi_value groupClose(napi_env env, napi_callback_info info) {
   Args args(env, info, 1);
+  onStall(nullptr);
+  onDeviceWait(nullptr);
   groups().remove(args.number(0));
   return nullptr;
 }
@@ -304,11 +314,11 @@ napi_value groupOperation(napi_env env, napi_callback_info info) {
   return nullptr;
 }
 
-// groupFail(group, error): tells the other ranks that this one has failed; they end.
+// groupFail(group, error, closing): tells the other ranks that this one has failed; they end, and so does this process, at most `closing` ms later.
 napi_value groupFail(napi_env env, napi_callback_info info) {
-  Args args(env, info, 2);
+  Args args(env, info, 3);
   const Group& group = *groups().at(args.number(0));
-  if (group.heartbeat) group.heartbeat->fail(args.string(1));
+  if (group.heartbeat) group.heartbeat->fail(args.string(1), Milliseconds(args.integer(2)));
   return nullptr;
 }
 

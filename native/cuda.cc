@@ -1,6 +1,7 @@
 #include "cuda.h"
 
 #include "args.h"
+#include "device_marks.h"
 #include "tensor.h"
 
 #ifdef GROVE_CUDA
@@ -221,9 +222,11 @@ napi_value graphBegin(napi_env env, napi_callback_info info) {
   c10::cuda::device_synchronize();
   auto before = c10::cuda::getCurrentCUDAStream();
   c10::cuda::setCurrentCUDAStream(graph.stream);
+  pauseMarks(true);
   try {
     graph.graph.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
   } catch (...) {
+    pauseMarks(false);
     c10::cuda::setCurrentCUDAStream(before);
     throw;
   }
@@ -241,16 +244,20 @@ napi_value graphEnd(napi_env env, napi_callback_info info) {
   try {
     graph.graph.capture_end();
   } catch (...) {
+    pauseMarks(false);
     c10::cuda::setCurrentCUDAStream(before);
     throw;
   }
+  pauseMarks(false);
   c10::cuda::setCurrentCUDAStream(before);
   return nullptr;
 }
 
 napi_value graphReplay(napi_env env, napi_callback_info info) {
   Args args(env, info, 1);
+  vital.op.store("a CUDA graph", std::memory_order_relaxed);
   graphs().at(args.number(0))->graph.replay();
+  noteEnqueued();
   return nullptr;
 }
 

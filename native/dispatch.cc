@@ -15,6 +15,7 @@
 #include <unordered_map>
 
 #include "args.h"
+#include "device_marks.h"
 #include "generator.h"
 #include "tensor.h"
 
@@ -329,7 +330,9 @@ napi_value callOp(napi_env, napi_callback_info) {
       throw EngineError(i < given ? "ARG_KIND" : "ARG_COUNT", "argument \"" + plan.op.schema().arguments()[i].name() + "\" is required");
     }
   }
+  vital.op.store(plan.op.operator_name().name.c_str(), std::memory_order_relaxed);
   plan.op.callBoxed(stack);
+  noteEnqueued();
   Writer writer;
   for (size_t i = 0; i < plan.results.size(); i++) writeResult(writer, stack[i], plan.results[i]);
   return nullptr;

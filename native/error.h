@@ -7,6 +7,8 @@
 #include <exception>
 #include <string>
 
+#include "progress.h"
+
 namespace grove {
 
 // Codes the TypeScript side knows (src/torch/native-error.ts builds the typed error):
@@ -31,6 +33,7 @@ void throwCurrentToJs(napi_env env) noexcept;
 // Wraps `Fn(env, info)` as a napi_callback that cannot leak an exception.
 template <napi_value (*Fn)(napi_env, napi_callback_info)>
 napi_value guarded(napi_env env, napi_callback_info info) {
+  const InAddon inside;
   try {
     return Fn(env, info);
   } catch (...) {

@@ -59,6 +59,7 @@ class Queue {
 
   const Chunk* next() {
     size_t i = next_.fetch_add(1);
+    tick();
     if (i >= chunks_.size()) return nullptr;
     if (i + ahead_ < chunks_.size()) {
       const Chunk& soon = chunks_[i + ahead_];

@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "stall.h"
+
 namespace grove {
 
 namespace {
@@ -23,6 +25,8 @@ using Seconds = std::chrono::seconds;
 constexpr Milliseconds kLostGrace(3000);
 // Threads that are held up by a store that does not answer are left behind.
 constexpr Milliseconds kJoin(1000);
+// A standstill of another rank that is worth a word.
+constexpr Milliseconds kRemarkable(5000);
 
 std::string secondsSince(Clock::time_point since, Clock::time_point now) {
   return std::to_string(std::chrono::duration_cast<Seconds>(now - since).count()) + " s";
@@ -38,28 +42,33 @@ struct Beat {
   int64_t number = -1;
   std::string state;  // alive, left, failed
   int64_t started = 0;  // collectives
+  int64_t waiting = -1, still = 0;  // as Standing, in ms
   std::string where, operation, collective;
   std::string error;  // the rest, where the rank has failed
 
   std::vector<uint8_t> bytes() const {
-    const std::string text = std::to_string(number) + "\n" + state + "\n" + std::to_string(started) + "\n" + where + "\n" + operation + "\n" + collective +
-                             "\n" + error;
+    const std::string text = std::to_string(number) + "\n" + state + "\n" + std::to_string(started) + "\n" + std::to_string(waiting) + "\n" +
+                             std::to_string(still) + "\n" + where + "\n" + operation + "\n" + collective + "\n" + error;
     return {text.begin(), text.end()};
   }
 
   static Beat parse(const std::vector<uint8_t>& bytes) {
     Beat beat;
     std::istringstream lines(std::string(bytes.begin(), bytes.end()));
-    std::string number, started;
+    std::string number, started, waiting, still;
     std::getline(lines, number);
     std::getline(lines, beat.state);
     std::getline(lines, started);
+    std::getline(lines, waiting);
+    std::getline(lines, still);
     std::getline(lines, beat.where);
     std::getline(lines, beat.operation);
     std::getline(lines, beat.collective);
     std::getline(lines, beat.error, '\0');
     beat.number = std::atoll(number.c_str());
     beat.started = std::atoll(started.c_str());
+    beat.waiting = std::atoll(waiting.c_str());
+    beat.still = std::atoll(still.c_str());
     return beat;
   }
 };
@@ -91,12 +100,14 @@ struct Heartbeat::State {
   bool quiet = false;   // end nothing any more: the rank is leaving or has failed
   bool closed = false;  // no more signs
   int running = 2;      // threads
+  Clock::time_point closeBy = Clock::time_point::max();  // a rank that has failed has ended by then
 
   void publish();
   void look();
   void beat();
   void watch();
-  std::string verdict(Clock::time_point now, const std::pair<int64_t, std::string>& late);
+  std::string verdict(Clock::time_point now, const std::pair<int64_t, std::string>& late, const Standing& own);
+  std::string deadlock(const Standing& own, Clock::time_point now) const;
   std::pair<int64_t, std::string> askOverdue(std::unique_lock<std::mutex>& lock);
   std::string describe(int rank, Clock::time_point now) const;
   std::string keeper(Clock::time_point now) const { return options.place.rank == 0 ? "" : describe(0, now); }
@@ -111,10 +122,13 @@ struct Heartbeat::State {
 
 // Leaves this rank's sign.
 void Heartbeat::State::publish() {
+  const Standing stands = standing();
   Beat beat;
   {
     std::lock_guard<std::mutex> lock(mutex);
     own.number++;
+    own.waiting = stands.waiting;
+    own.still = stands.still.count();
     beat = own;
     const auto now = Clock::now();
     beat.operation += " for " + secondsSince(since, now);
@@ -184,6 +198,7 @@ std::string Heartbeat::State::describe(int rank, Clock::time_point now) const {
   if (beat.number < 0) return "rank " + std::to_string(rank) + " has not been heard of yet";
   std::string text = "rank " + std::to_string(rank) + ", last heard of " + secondsSince(peer.changed, now) + " ago, was in " + beat.operation;
   if (!beat.collective.empty()) text += ", its last collective " + beat.collective;
+  if (beat.still >= kRemarkable.count() && beat.waiting < 0) text += ", without progress for " + std::to_string(beat.still / 1000) + " s";
   return text + " (" + beat.where + ")";
 }
 
@@ -202,7 +217,7 @@ std::pair<int64_t, std::string> Heartbeat::State::askOverdue(std::unique_lock<st
 }
 
 // Why this process has to end; empty where it has not. `late`: a collective that has outlasted its limit.
-std::string Heartbeat::State::verdict(Clock::time_point now, const std::pair<int64_t, std::string>& late) {
+std::string Heartbeat::State::verdict(Clock::time_point now, const std::pair<int64_t, std::string>& late, const Standing& own) {
   for (size_t rank = 0; rank < peers.size(); rank++) {
     const Peer& peer = peers[rank];
     if (peer.beat.state == "failed")
@@ -220,12 +235,28 @@ std::string Heartbeat::State::verdict(Clock::time_point now, const std::pair<int
              " s: it was killed or stopped, or its machine is gone. " + describe(static_cast<int>(rank), now);
   }
   const auto& [number, collective] = late;
-  if (collective.empty()) return "";
+  if (collective.empty()) return deadlock(own, now);
   std::string missing;
   for (size_t rank = 0; rank < peers.size(); rank++) {
     if (static_cast<int>(rank) != options.place.rank && peers[rank].beat.started <= number) missing += "; " + describe(static_cast<int>(rank), now);
   }
   return collective + " has outlasted its time limit" + (missing.empty() ? ": all ranks have started it" : ": not started by" + missing.substr(1));
+}
+
+// Ranks that all wait for one another wait for ever: a collective that does not end though all have come to it, or ranks that have lost step. Empty where
+// one of them gets on, or has not stood still for long enough.
+std::string Heartbeat::State::deadlock(const Standing& own, Clock::time_point now) const {
+  const auto stuck = [&](int64_t waiting, Milliseconds still) { return waiting >= 0 && still >= options.stall; };
+  if (options.stall.count() == 0 || !stuck(own.waiting, own.still)) return "";
+  std::string others;
+  for (size_t rank = 0; rank < peers.size(); rank++) {
+    if (static_cast<int>(rank) == options.place.rank) continue;
+    const Beat& beat = peers[rank].beat;
+    if (beat.state != "left" && !stuck(beat.waiting, Milliseconds(beat.still))) return "";
+    others += "; " + describe(static_cast<int>(rank), now) + (beat.state == "left" ? ", has left" : ", waits in collective #" + std::to_string(beat.waiting));
+  }
+  return "all ranks wait for one another, and nothing has moved within the limit of " + std::to_string(options.stall.count() / 1000.0).substr(0, 5) +
+         " s (distributed.stallS): this one waits in collective #" + std::to_string(own.waiting) + others;
 }
 
 // Says something last in the store, and waits until it stands there.
@@ -254,13 +285,20 @@ void Heartbeat::State::watch() {
       answered = std::min(now, answered + (now - last));
     }
     last = now;
+    if (now >= closeBy) {
+      std::fprintf(stderr, "%s\n  ended before everything was closed: rank %d had failed, and has had its time\n", own.error.c_str(), options.place.rank);
+      _exit(1);
+    }
     if (quiet) continue;
-    std::string why = verdict(now, {0, ""});
-    if (why.empty()) {
+    lock.unlock();
+    const Standing stands = standing();
+    lock.lock();
+    std::string why = quiet ? "" : verdict(now, {0, ""}, stands);
+    if (why.empty() && !quiet) {
       const auto late = askOverdue(lock);
       last = Clock::now();  // a slow answer is no stop of this process
       if (quiet) continue;
-      why = verdict(last, late);
+      why = verdict(last, late, stands);
     }
     if (why.empty()) continue;
     const Place& place = options.place;
@@ -311,9 +349,11 @@ void Heartbeat::started(int64_t number, std::string description) {
   state_->sinceCollective = Clock::now();
 }
 
-void Heartbeat::fail(const std::string& error) {
+void Heartbeat::fail(const std::string& error, Milliseconds closing) {
   std::unique_lock<std::mutex> lock(state_->mutex);
-  if (!state_->quiet) state_->announce(lock, "failed", error);
+  if (state_->quiet) return;
+  state_->announce(lock, "failed", error);
+  state_->closeBy = Clock::now() + closing;
 }
 
 std::string Heartbeat::describe(int rank) const {

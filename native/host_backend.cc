@@ -164,6 +164,7 @@ class HostWork {
       std::memcpy(value.data(), &head, sizeof(head));
       if (count > 0) std::memcpy(value.data() + sizeof(head), static_cast<const char*>(data) + done, count);
       store_.set(key(phase, place_.rank, to, message), value);
+      tick();
       done += count;
     }
   }
@@ -177,6 +178,7 @@ class HostWork {
       checkHeader(value, count, from);
       if (count > 0) std::memcpy(result.data() + done, value.data() + sizeof(Header), count);
       store_.deleteKey(name);
+      tick();
       done += count;
     }
     return result;
@@ -226,6 +228,7 @@ class HostPending : public Pending {
  public:
   explicit HostPending(std::shared_ptr<Task> task) : task_(std::move(task)) {}
   void wait() override {
+    const PeerWait waiting(task_->collective.number);
     std::unique_lock<std::mutex> lock(task_->mutex);
     task_->ended.wait(lock, [&] { return task_->done; });
     if (task_->failure) std::rethrow_exception(task_->failure);

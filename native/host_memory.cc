@@ -33,6 +33,7 @@ napi_value memoryPrepare(napi_env env, napi_callback_info info) {
   auto* data = static_cast<char*>(args.typedArray(0, &bytes));
   if (bytes == 0) return nullptr;
 #ifdef GROVE_CUDA
+  const Patience patience;
   at::parallel_for(0, static_cast<int64_t>(bytes), kGrain,
                    [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, static_cast<size_t>(end - begin)); });
   C10_CUDA_CHECK(cudaHostRegister(data, bytes, cudaHostRegisterPortable));

@@ -3,12 +3,15 @@
 // does not, c10d's watchdog names the operation on standard error, a while later.
 #include "process_group.h"
 
+#include "device_marks.h"
 #include "error.h"
 
 #include <c10/core/DeviceGuard.h>
 
 #include <deque>
 #include <mutex>
+#include <optional>
+#include <vector>
 
 // c10d's header wants those of libraries that nothing else here needs, and small toolkits lack: without them the rest is built all the same.
 #if defined(GROVE_CUDA) && __has_include(<nccl.h>) && __has_include(<cublas_v2.h>) && __has_include(<cublasLt.h>) && \
@@ -60,10 +63,15 @@ class NcclBackend : public Backend {
   }
 
   std::unique_ptr<Pending> start(Collective collective) override {
+    // The first one, and the first of its kind, sets up connections, for which it waits for the others.
+    const PeerWait waiting(collective.number);
+    const std::optional<Patience> setUp = connected_ ? std::nullopt : std::optional<Patience>(std::in_place);
+    const int64_t mark = leaveMark();  // in the current stream, behind which the collective stands
     try {
       auto work = enqueue(collective);
+      connected_ = true;
       remember({work, collective.number, operationOf(collective), std::chrono::steady_clock::now() + collective.timeout,
-                collective.tensor.device()});
+                collective.tensor.device(), mark});
       return std::make_unique<NcclPending>(std::move(collective), place_, std::move(work));
     } catch (const std::exception& error) {
       throw failed(collective, place_, error);
@@ -87,6 +95,20 @@ class NcclBackend : public Backend {
     }
   }
 
+  std::optional<int64_t> deviceWaits() override {
+    std::vector<Started> started;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      started.assign(started_.begin(), started_.end());
+    }
+    for (const Started& one : started) {
+      const c10::DeviceGuard guard(one.device);
+      if (one.work->isCompleted()) continue;
+      return hasPassed(one.mark) ? std::optional<int64_t>(one.number) : std::nullopt;
+    }
+    return std::nullopt;
+  }
+
  private:
   struct Started {
     c10::intrusive_ptr<c10d::Work> work;
@@ -94,6 +116,7 @@ class NcclBackend : public Backend {
     std::string operation;
     std::chrono::steady_clock::time_point deadline;
     at::Device device = at::kCPU;
+    int64_t mark = -1;  // has passed when the device has come to it; -1: unknown, and taken for passed
   };
 
   // Those before it that have ended are forgotten: the caller's thread records no graph meanwhile.
@@ -143,6 +166,7 @@ class NcclBackend : public Backend {
   c10::intrusive_ptr<c10d::ProcessGroupNCCL> group_;
   std::mutex mutex_;
   std::deque<Started> started_;  // oldest first
+  bool connected_ = false;
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -54,6 +55,8 @@ class Backend {
   virtual std::unique_ptr<Pending> start(Collective collective) = 0;
   // Number and description of a collective that has outlasted its limit without anybody having said so; from any thread.
   virtual std::pair<int64_t, std::string> overdue() { return {0, ""}; }
+  // Number of the oldest collective that the device has come to and not ended: it waits for other ranks. For the thread that counts marks (device_marks.h).
+  virtual std::optional<int64_t> deviceWaits() { return std::nullopt; }
 };
 
 // "; " and what is known of another rank, for a message about it; empty where nothing is.

@@ -37,6 +37,7 @@ napi_value profileStop(napi_env env, napi_callback_info info) {
   Args args(env, info, 1);
   if (!recording) throw EngineError("OP", "no recording is under way");
   recording = false;
+  const Patience patience;
   profiler::disableProfiler()->save(args.string(0));
   return nullptr;
 }

@@ -43,7 +43,8 @@ const NOT_IN_TREE = [
   /\/scripts\/(bundle|bundle\.ts|onnxruntime-stub)$/,
   /\/docs\/results$/,
   /\.log$/,
-  /^(?!.*\/scripts\/parity\/).*\.py$/, // the other Python files make fixtures
+  /\/__pycache__$/,
+  /^(?!.*\/(scripts\/parity|src\/reward)\/).*\.py$/, // the other Python files make fixtures
 ];
 
 const say = (line: string) => process.stdout.write(`${line}\n`);

@@ -77,8 +77,10 @@ export interface Completion {
 export interface RolloutGroup {
   prompt: Prompt;
   completions: Completion[]; // [G]
-  rewards: number[]; // [G], weighted sum over reward functions
-  rewardBreakdown: Record<string, number[]>; // name -> [G], unweighted
+  rewards: number[]; // [G], weighted sum over the reward functions that apply; NaN where none does
+  rewardBreakdown: Record<string, number[]>; // name -> [G], unweighted; NaN where a function does not apply
+  /** What reward functions told besides; not there where they told nothing. */
+  rewardNotes?: RewardNotes;
   /** Taken from the rewards where advantages are computed, by name, [G] each; not there where nothing is. */
   penalties?: Record<string, number[]>;
   /** What trainer.care finds, [G] each; not there where it is off. */
@@ -88,6 +90,16 @@ export interface RolloutGroup {
     bonuses: number[]; // added to the rewards where advantages are computed
   };
   advantages: number[]; // [G]
+}
+
+/** What reward functions told about a group besides its rewards. */
+export interface RewardNotes {
+  /** Completions for which a function gave nothing usable, by its name. */
+  errors?: Record<string, number>;
+  /** Numbers that functions logged, by `<function>/<name>`: those of the call in which the group was scored. */
+  metrics?: Record<string, number>;
+  /** Columns for completions.jsonl, by `<function>/<column>`, [G] each. */
+  columns?: Record<string, unknown[]>;
 }
 
 /** What a run reports: flat names such as `reward/accuracy`, `loss/kl`, `time/rollout_s`. */

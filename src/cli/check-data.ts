@@ -1,5 +1,6 @@
 import { writeFileSync } from "node:fs";
 import type { Argv } from "yargs";
+import { isOwn } from "../config/rewards.ts";
 import { checkData } from "../data/check-data.ts";
 import { reportText } from "../data/check-table.ts";
 import { ConfigError, GroveError } from "../errors.ts";
@@ -43,7 +44,7 @@ export async function handler(flags: Flags): Promise<void> {
     limit,
     goldOf: goldAnswer,
     trainingIsJudged: config.rewards.some(
-      ({ name, path }) => path === undefined && (name === "accuracy" || name === "math"),
+      (reward) => !isOwn(reward) && (reward.name === "accuracy" || reward.name === "math"),
     ),
     evaluatesDuringTraining: config.trainer.evalEvery > 0,
     onProgress: ({ part, done, total }) => progress.part({ label: part, done, total }),

@@ -39,6 +39,6 @@ function filesOf({ model, data, rewards }: Config): string[] {
     path.join(model.path, "config.json"),
     path.join(model.path, "tokenizer.json"),
     ...sets.flatMap(({ file, mediaRoot }) => (mediaRoot === undefined ? [file] : [file, mediaRoot])),
-    ...rewards.flatMap((reward) => (reward.path === undefined ? [] : [reward.path])),
+    ...rewards.flatMap(({ path, python }) => path ?? python?.match(/^(.+\.py):/)?.[1] ?? []),
   ];
 }

@@ -72,7 +72,8 @@ export function withPlanFlags<T>(command: Argv<T>): Argv<T> {
 
 /**
  * As configToRun for the commands that train or evaluate: --dry-run prints their plan too, as comments above the YAML.
- * @throws MemoryError where the GPUs that the plan is for, or without --dry-run those of this machine, have not the memory
+ * @throws MemoryError where the GPUs that the plan is for, or without --dry-run those of this machine, have not the memory; with --dry-run also what the
+ *   reward functions of the user's own throw when they are loaded
  */
 export async function configOrPlan(flags: PlanFlags, stage: Stage): Promise<Config | undefined> {
   const config = configFrom(flags);
@@ -88,6 +89,7 @@ export async function configOrPlan(flags: PlanFlags, stage: Stage): Promise<Conf
   const { lines, refusal } = await makePlan(stage, config, planDevice(stage, config, flags));
   process.stdout.write(lines.map((line) => `# ${line}\n`).join("") + dumpConfig(config));
   if (refusal !== null) throw refusal;
+  if (stage === "grpo") await (await import("../reward/rewards.ts")).checkRewardFunctions(config.rewards);
   return undefined;
 }
 

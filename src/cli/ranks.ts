@@ -18,6 +18,8 @@ export interface RankRun {
   config: Config;
   /** Tells who started the rank how far it is. */
   report: (report: RankReport) => void;
+  /** Tells the other ranks that this one fails, so that they end before it has closed what it has open. */
+  fail: (error: unknown) => void;
 }
 
 export interface RankFlags {
@@ -51,8 +53,11 @@ export async function asRanks(
   } else if (nproc !== undefined && place.startedBy !== "grove --nproc")
     throw new ConfigError(`--nproc ${nproc}: ${place.startedBy} has started ${place.world} ranks already`);
   const { ALONE, joinRanks } = await import("../distributed/ranks.ts"); // only now: a launcher on the CPU needs no libtorch
-  if (place === null) return work({ ranks: ALONE, config, report: () => {} });
-
+  const { watchedProgress } = await import("./watched-progress.ts");
+  if (place === null) {
+    using _watch = watchedProgress(config, { who: "", log: path.join(config.runDir, "log.jsonl") });
+    return await work({ ranks: ALONE, config, report: () => {}, fail: () => {} });
+  }
   const { deviceCount, setDevice } = await import("../torch/cuda.ts");
   const { endWithParent } = await import("../torch/distributed.ts");
   const launcher = process.env[LAUNCHER];
@@ -61,13 +66,15 @@ export async function asRanks(
   const index = /^cuda:(\d+)$/.exec(own.device)?.[1];
   if (index !== undefined) setDevice(Number(index));
   const nccl = own.device !== "cpu";
-  const { timeoutS, heartbeatS } = config.distributed;
-  const limits = { timeoutMs: timeoutS * 1000, heartbeatMs: heartbeatS * 1000 };
+  const { timeoutS, heartbeatS, stallS } = config.distributed;
+  const limits = { timeoutMs: timeoutS * 1000, heartbeatMs: heartbeatS * 1000, stallMs: stallS * 1000 };
   const ranks = joinRanks(place, { nccl, ...limits, log: logOf(config, place) });
+  const fail = (error: unknown) => ranks.fail(renderError(error));
+  using _watch = watchedProgress(own, { who: `rank ${place.rank} of ${place.world}`, log: logOf(config, place) });
   try {
-    await work({ ranks, config: own, report: (report) => process.send?.(report) });
+    await work({ ranks, config: own, report: (report) => process.send?.(report), fail });
   } catch (error) {
-    ranks.fail(renderError(error));
+    fail(error);
     throw error;
   }
   await ranks.leave();

@@ -1,18 +1,18 @@
 import type { Argv } from "yargs";
 import type { Config } from "../config/schema.ts";
-import type { Tokenizer } from "../data/tokenizer.ts";
-import { InvariantError } from "../errors.ts";
 import type { Sample } from "../types.ts";
 import { readChats, wholeChat } from "./chat-samples.ts";
+import { lastTurnIds } from "./last-turn.ts";
 import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
 import { openOutput } from "./output.ts";
 
 export const command = "score";
-export const describe = "Log-probability of every token of the last assistant turn of each chat";
+export const describe = "Log-probability of every token of the last assistant turn of each chat, or its rewards";
 
 interface Flags extends ConfigFlags {
   input: string;
   output: string;
+  rewards: boolean;
 }
 
 export function builder(yargs: Argv): Argv<Flags> {
@@ -22,7 +22,8 @@ export function builder(yargs: Argv): Argv<Flags> {
         `$0 score --config file.yaml --input chats.jsonl\n\n${describe}.\n` +
           'In: lines of {"messages": [...]} whose last message is the assistant\'s. ' +
           'Out: a line {"prompt_ids": [], "completion_ids": [], "logprobs": []} each; natural logarithms at temperature 1. ' +
-          "The completion is the turn's text and the token that ends it.",
+          'The completion is the turn\'s text and the token that ends it. With --rewards: {"id": ..., "reward": 1.2, "reward_breakdown": {}}; ' +
+          "the gold answer is the line's solution.",
       )
       .option("input", { type: "string", requiresArg: true, default: "-", describe: "JSONL file; - is standard input" })
       .option("output", {
@@ -30,6 +31,11 @@ export function builder(yargs: Argv): Argv<Flags> {
         requiresArg: true,
         default: "-",
         describe: "JSONL file; - is standard output",
+      })
+      .option("rewards", {
+        type: "boolean",
+        default: false,
+        describe: "What the config's reward functions give, instead of log-probabilities; needs no weights",
       }),
   );
 }
@@ -39,7 +45,9 @@ export async function handler(flags: Flags): Promise<void> {
   if (config === undefined) return;
   const samples = await readChats(flags.input, config.data);
   for (const sample of samples) wholeChat(sample, { required: true });
-  await scoreChats(config, samples, flags.output);
+  if (!flags.rewards) return scoreChats(config, samples, flags.output);
+  const { scoreRewards } = await import("./score-rewards.ts");
+  await scoreRewards(config, samples, flags.output);
 }
 
 async function scoreChats(config: Config, samples: readonly Sample[], outputFile: string): Promise<void> {
@@ -53,7 +61,7 @@ async function scoreChats(config: Config, samples: readonly Sample[], outputFile
     for (const sample of samples) {
       const prompt = await loader.load(sample);
       if (prompt === null) continue; // skipped and logged, as data.onBadSample says
-      const completion = completionIds(processor.tokenizer, sample);
+      const completion = lastTurnIds(processor.tokenizer, sample);
       using pass = model.pass(packGroups([{ prompt, completions: [completion] }]), { grad: false });
       output.writeLine({
         prompt_ids: [...prompt.inputIds],
@@ -64,13 +72,4 @@ async function scoreChats(config: Config, samples: readonly Sample[], outputFile
   } finally {
     await close();
   }
-}
-
-/** Ids of the last turn as the chat template closes it, without the line break that follows its end token. */
-function completionIds(tokenizer: Tokenizer, sample: Sample): Int32Array {
-  const before = tokenizer.chatText(sample.messages, { addGenerationPrompt: true });
-  const whole = tokenizer.chatText(wholeChat(sample, { required: true }), { addGenerationPrompt: false });
-  if (!whole.startsWith(before))
-    throw new InvariantError("the chat template changes earlier turns when a turn is added");
-  return tokenizer.encode(whole.slice(before.length).replace(/\n$/, ""));
 }

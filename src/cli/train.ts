@@ -61,7 +61,7 @@ export async function runTraining(
   requireData(config, "train");
   await endWithExperiment();
   const { asRanks } = await import("./ranks.ts"); // only now: --dry-run needs none of it
-  await asRanks(config, flags, async ({ ranks, config, report }) => {
+  await asRanks(config, flags, async ({ ranks, config, report, fail }) => {
     const progress = new Progress();
     const drawn = ranks.isFirst ? progressHooks(label, progress) : {};
     try {
@@ -71,6 +71,7 @@ export async function runTraining(
         ranks,
         ...drawn,
         onOpen: () => report({}),
+        onFailure: fail,
         onProgress: (made) => {
           report({ step: made.step });
           drawn.onProgress?.(made);

@@ -2,6 +2,7 @@
 
 import { ConfigError } from "../errors.ts";
 import { checkAlgorithm } from "./check-algorithm.ts";
+import { checkRewards } from "./check-rewards.ts";
 import { checkTrained } from "./lora.ts";
 import type { Config } from "./schema.ts";
 
@@ -9,8 +10,6 @@ export interface Problem {
   knob: string;
   problem: string;
 }
-
-const BUILT_IN_REWARDS = ["accuracy", "format", "math", "consistency"];
 
 /** Every contradiction in a config that is valid knob by knob; empty when there is none. */
 export function checkConfig(config: Config): Problem[] {
@@ -37,20 +36,7 @@ export function checkConfig(config: Config): Problem[] {
     "a fixed size needs both resizedHeight and resizedWidth",
   );
 
-  const names = rewards.map((reward) => reward.name);
-  rewards.forEach((reward, i) => {
-    refuse(names.indexOf(reward.name) !== i, `rewards.${i}.name`, `${reward.name} is listed twice`);
-    refuse(
-      reward.path === undefined && !BUILT_IN_REWARDS.includes(reward.name),
-      `rewards.${i}.path`,
-      `${reward.name} is not one of ${BUILT_IN_REWARDS.join(", ")}, so it needs the path of a module`,
-    );
-  });
-  refuse(
-    rewards.every((reward) => reward.weight === 0),
-    "rewards",
-    "every weight is 0: there is nothing to learn from",
-  );
+  checkRewards(rewards, refuse);
   refuse(rollout.topP === 0, "rollout.topP", "0 leaves no token to sample; 1 keeps all");
   refuse(config.eval.topP === 0, "eval.topP", "0 leaves no token to sample; 1 keeps all");
 

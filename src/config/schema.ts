@@ -6,9 +6,11 @@
 import { z } from "zod";
 import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
 import { evaluation } from "./evaluation.ts";
+import { failureKnobs } from "./failure.ts";
 import { adapterKnobs, freezeKnobs, loraKnobs, rateKnobs } from "./lora.ts";
 import { fraction, positive } from "./numbers.ts";
 import { rendered, tinyModel } from "./rendered.ts";
+import { rewardFunction } from "./rewards.ts";
 
 const dataSource = z.strictObject({
   file: z.string().meta({ description: "File of records: JSON lines, or for longvideobench a JSON list." }),
@@ -121,20 +123,6 @@ const compat = z.strictObject({
   }),
 });
 
-const rewardFunction = z.strictObject({
-  name: z.string().meta({ description: "accuracy, format, math, consistency, or any name for a module of your own." }),
-  path: z
-    .string()
-    .optional()
-    .meta({ description: "A TS or JS module whose default export is an async reward function." }),
-  weight: z.number().default(1).meta({ description: "Factor in the sum of rewards." }),
-  timeoutS: z
-    .number()
-    .positive()
-    .default(60)
-    .meta({ description: "A call of a module of your own that takes longer stops the run." }),
-});
-
 const trainer = z.strictObject({
   steps: positive().optional().meta({ description: "Updates to make; default: epochs over the data." }),
   epochs: z
@@ -225,15 +213,7 @@ const optimizer = z.strictObject({
 });
 
 const distributed = z.strictObject({
-  timeoutS: z
-    .number()
-    .positive()
-    .default(1800)
-    .meta({ description: "A rank that the others wait for so long, in seconds, has failed: the job ends." }),
-  heartbeatS: z.number().positive().default(30).meta({
-    description:
-      "A rank that gives no sign of life for so long, in seconds, has died: the others end. The signs come from a thread that no work holds up.",
-  }),
+  ...failureKnobs,
   shardGradients: z.boolean().default(false).meta({
     description:
       "Every rank keeps its part of the gradients alone, instead of all of them: less memory, and each pass's gradients travel, not each update's. One rank has all.",
@@ -299,4 +279,3 @@ export const configSchema = knobs.transform((config) => {
 
 export type Config = z.infer<typeof configSchema>;
 export type DataSource = z.infer<typeof dataSource>;
-export type RewardFunctionConfig = z.infer<typeof rewardFunction>;

@@ -11,6 +11,7 @@ import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RankError } from "../errors.ts";
 import { log } from "../log.ts";
+import { CLOSING_MS } from "./operation.ts";
 
 /** The ranks to start here, and where they and those of other machines meet. */
 export interface Launch {
@@ -38,6 +39,8 @@ export interface RankReport {
 
 /** Where the first rank to fail complains of another one, so long is waited for that one to fail too: it is the cause. */
 const CAUSE_MS = 6000; // rank 0 stays two seconds and a half for its words to be read, and its process takes time to end
+/** Where it heard from that one itself, which may have something to save. */
+const SAVING_MS = CLOSING_MS + CAUSE_MS;
 const GRACE_MS = 5000;
 const TAIL_LINES = 30;
 
@@ -101,7 +104,7 @@ export async function launchRanks(launch: Launch): Promise<void> {
   try {
     const failed = await firstFailure(ranks);
     if (failed === undefined) return;
-    if (complains(failed)) await Promise.race([sleep(CAUSE_MS), firstFailure(ranks.filter((one) => !complains(one)))]);
+    if (complains(failed)) await Promise.race([sleep(saysFailed(failed) ? SAVING_MS : CAUSE_MS), ownFailure(ranks)]);
     const cause = causeOf(ranks, failed);
     kill("SIGTERM");
     const grace = new AbortController();
@@ -212,6 +215,19 @@ function firstFailure(ranks: readonly Rank[]): Promise<Rank | undefined> {
 /** Whether a rank failed, as far as it knows, because another one had, or had not come. */
 function complains({ tail }: Rank): boolean {
   return tail[0]?.startsWith("error [COLLECTIVE]") === true;
+}
+
+/** Resolves when a rank fails that does not complain of another, or all have ended. */
+function ownFailure(ranks: readonly Rank[]): Promise<void> {
+  return new Promise((resolve) => {
+    for (const one of ranks) one.ended.then(() => one.failure !== undefined && !complains(one) && resolve());
+    Promise.all(ranks.map(({ ended }) => ended)).then(() => resolve());
+  });
+}
+
+/** Whether a rank complains of one that has said so itself. */
+function saysFailed({ tail }: Rank): boolean {
+  return /: rank \d+ has failed, /.test(tail[0] ?? "");
 }
 
 /** Of the ranks that have failed so far the one that did not fail because another had. */

@@ -3,20 +3,28 @@
  * others, which name it where this rank dies or hangs.
  */
 
-let step: number | undefined;
-let listener: (text: string) => void = () => {};
+/** So long a rank that has failed, and said so, may take to save what it can. */
+export const CLOSING_MS = 15_000;
 
-/** From now on `heard` is told. */
-export function onOperation(heard: (text: string) => void): void {
-  listener = heard;
+let step: number | undefined;
+const listeners = new Set<(text: string) => void>();
+
+/** From now on `heard` is told, until what is returned is called. */
+export function onOperation(heard: (text: string) => void): () => void {
+  listeners.add(heard);
+  return () => listeners.delete(heard);
 }
 
 /** The step that begins, counted from 1. */
 export function beginStep(number: number): void {
   step = number;
-  listener(`step ${number}`);
+  tell(`step ${number}`);
 }
 
 export function beginOperation(name: string): void {
-  listener(step === undefined ? name : `step ${step}, ${name}`);
+  tell(step === undefined ? name : `step ${step}, ${name}`);
+}
+
+function tell(text: string): void {
+  for (const heard of listeners) heard(text);
 }

@@ -7,7 +7,7 @@ import { ProcessGroup } from "../torch/distributed.ts";
 import { scope } from "../torch/scope.ts";
 import { fromArray, type Tensor } from "../torch/tensor.ts";
 import type { Place } from "./environment.ts";
-import { onOperation } from "./operation.ts";
+import { CLOSING_MS, onOperation } from "./operation.ts";
 
 /** Bytes of a gathered value that travel with its length; a longer one takes a second exchange. */
 const SHORT = 8192;
@@ -85,9 +85,9 @@ export class Ranks {
     }
   }
 
-  /** Tells the others that this rank has failed: they end, and name it. */
+  /** Tells the others that this rank has failed: they end, and name it. What there is to close has CLOSING_MS from then on. Only the first call counts. */
   fail(error: string): void {
-    this.group?.fail(error);
+    this.group?.fail(error, CLOSING_MS);
   }
 
   /** Ends a job in good order: rank 0, which may keep the store, stays until all have left. */
@@ -117,15 +117,22 @@ export interface JoinOptions {
   timeoutMs: number;
   /** A rank that gives no sign of life for so long has died; default: nobody looks. */
   heartbeatMs?: number;
+  /** Ranks that have all waited for one another for so long are stuck; default: nobody looks. */
+  stallMs?: number;
   /** File that this rank logs to. */
   log?: string;
 }
 
+/** For whoever reads about this process elsewhere. */
+export function whereabouts(log?: string): string {
+  return `${hostname()}, process ${process.pid}${log === undefined ? "" : `, its log: ${log}`}`;
+}
+
 /** Meets the other ranks of a job. @throws CollectiveError that names the ranks which do not come within `timeoutMs` */
-export function joinRanks(place: Place, { nccl, timeoutMs, heartbeatMs = 0, log }: JoinOptions): Ranks {
+export function joinRanks(place: Place, { nccl, timeoutMs, heartbeatMs = 0, stallMs = 0, log }: JoinOptions): Ranks {
   const { rank, world, localWorld, address, port, serve } = place;
-  const where = `${hostname()}, process ${process.pid}${log === undefined ? "" : `, its log: ${log}`}`;
-  const limits = { timeoutMs: Math.ceil(timeoutMs), heartbeatMs };
+  const where = whereabouts(log);
+  const limits = { timeoutMs: Math.ceil(timeoutMs), heartbeatMs, stallMs };
   const group = new ProcessGroup({ rank, world, address, port, nccl, serve, where, ...limits });
   onOperation((text) => group.operation(text));
   return new Ranks(group, localWorld);

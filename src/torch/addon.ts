@@ -89,7 +89,7 @@ export interface Addon {
   graphEnd(graph: number): void;
   graphReplay(graph: number): void;
   groupOpen(
-    numbers: Float64Array, // rank, world, port, timeout in ms, heartbeat in ms
+    numbers: Float64Array, // rank, world, port, timeout, heartbeat and stall in ms
     host: string,
     nccl: boolean,
     serve: boolean,
@@ -98,13 +98,18 @@ export interface Addon {
   ): number;
   groupClose(group: number): void;
   groupOperation(group: number, text: string): void;
-  groupFail(group: number, error: string): void;
+  groupFail(group: number, error: string, closingMs: number): void;
   collectiveStart(group: number, kind: number, tensor: number, root: number, timeoutMs: number): number;
   collectiveWait(pending: number): void;
   storeSet(group: number, key: string, bytes: TypedArray): void;
   storeAdd(group: number, key: string, n: number): number;
   storeTake(group: number, key: string): Uint8Array | undefined;
   endWithParent(pid: number): void;
+  stallWatch(limitMs: number, patienceMs: number, device: number, who: string, where: string): void;
+  stallUnwatch(): void;
+  stallOperation(text: string): void;
+  stallTurn(debugged: boolean): void;
+  stallPatience(begin: boolean): void;
   loadKernels(path: string): void;
   setNumThreads(threads: number): void;
   setDeterministic(on: boolean): void;

@@ -26,6 +26,8 @@ export interface GroupOptions {
   name?: string;
   /** Ends this process where another rank that has joined gives no sign of life for so long, or says that it has failed; default: never. */
   heartbeatMs?: number;
+  /** Ends this process where all ranks have waited for one another for so long; default: never. */
+  stallMs?: number;
   /** Where this process is and what it logs to, for the others' messages about it. */
   where?: string;
 }
@@ -55,7 +57,7 @@ export class ProcessGroup implements Disposable {
     this.timeoutMs = timeoutMs;
     this.#handle = guard("join", `rank ${rank} of ${world}, ${address}:${port}`, () =>
       addon.groupOpen(
-        Float64Array.of(rank, world, port, timeoutMs, Math.ceil(heart.heartbeatMs ?? 0)),
+        Float64Array.of(rank, world, port, timeoutMs, Math.ceil(heart.heartbeatMs ?? 0), Math.ceil(heart.stallMs ?? 0)),
         ...([address, nccl, serve, name, heart.where ?? ""] as const),
       ),
     );
@@ -91,9 +93,12 @@ export class ProcessGroup implements Disposable {
     if (!this.#closed) guard("operation", text, () => addon.groupOperation(this.#handle, text));
   }
 
-  /** Tells the other ranks that this one has failed, and why; they end. Returns when they had time to hear it. */
-  fail(error: string): void {
-    if (!this.#closed) guard("fail", "", () => addon.groupFail(this.#handle, error));
+  /**
+   * Tells the other ranks that this one has failed, and why; they end. Returns when they had time to hear it. This process ends `closingMs` later at
+   * the latest. Only the first call counts.
+   */
+  fail(error: string, closingMs: number): void {
+    if (!this.#closed) guard("fail", "", () => addon.groupFail(this.#handle, error, closingMs));
   }
 
   /** Puts bytes, at most 4 MiB, into the job's store, for one rank to take. */

@@ -19,20 +19,29 @@ type Knobs = Pick<Config["trainer"], "advantage" | "advantageScale" | "advantage
 
 /**
  * The advantages of every group of a batch, [groups][G]: rewards less their baseline, divided by a standard deviation + eps, with ddof 1 as the
- * seed's torch.std. By default A_i = (r_i - mean(r)) / (std(r) + eps) over the group: DeepSeekMath arXiv:2402.03300, section 4.1.2.
+ * seed's torch.std. A completion that no reward function applied to (NaN) is part of no baseline, and its advantage is 0. By default A_i = (r_i - mean(r)) / (std(r) + eps) over the group: DeepSeekMath arXiv:2402.03300, section 4.1.2.
  *
  * batchAdvantages([[1, 0, 0, 0, 0, 0, 0, 0]], { advantage: "grpo", advantageScale: "group", advantageEps: 1e-4 }) // [[2.474, -0.353, ...]]
  */
 export function batchAdvantages(batch: readonly (readonly number[])[], config: Readonly<Knobs>): number[][] {
   const { advantageScale: scale, advantageEps: eps } = config;
   const { centre, spreadOf } = BASELINES[config.advantage];
-  const centred = batch.map((rewards) => centre(rewards, batch));
-  const ofBatch = scale === "batch" ? meanStd((spreadOf === "rewards" ? batch : centred).flat()).std : 0;
+  const scored = batch.map((rewards) => rewards.filter((reward) => !Number.isNaN(reward)));
+  const centred = scored.map((rewards) => centre(rewards, scored));
+  const ofBatch = scale === "batch" ? meanStd((spreadOf === "rewards" ? scored : centred).flat()).std : 0;
   return centred.map((differences, g) => {
-    if (scale === "none") return differences;
-    const std = scale === "group" ? meanStd(batch[g] as readonly number[]).std : ofBatch;
-    return differences.map((difference) => (difference === 0 ? 0 : difference / (std + eps)));
+    const rewards = batch[g] as readonly number[];
+    if (scale === "none") return inPlaceOf(rewards, differences);
+    const std = scale === "group" ? meanStd(rewards).std : ofBatch;
+    const scaled = differences.map((difference) => (difference === 0 ? 0 : difference / (std + eps)));
+    return inPlaceOf(rewards, scaled);
   });
+}
+
+/** The advantages of the completions with a reward, in their places; 0 in the others. */
+function inPlaceOf(rewards: readonly number[], advantages: readonly number[]): number[] {
+  let next = 0;
+  return rewards.map((reward) => (Number.isNaN(reward) ? 0 : (advantages[next++] as number)));
 }
 
 /** Fills `advantages` of every group of a batch from rewards less penalties, with bonuses: the groups of all ranks, in an order that does not depend on their number. */

@@ -10,6 +10,7 @@ import path from "node:path";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import { tensorBytes } from "../model/safetensors.ts";
+import { patiently } from "../torch/progress.ts";
 import { scope } from "../torch/scope.ts";
 import type { Metrics } from "../types.ts";
 import type { CheckpointFile } from "./checkpoint.ts";
@@ -115,11 +116,20 @@ export class Checkpointer {
   async #writeNow(step: number, files: FileToWrite[], start: number): Promise<void> {
     const { rank } = this.#ranks;
     if (rank === 0) {
-      announce(writeCheckpoint(await this.#whole(step, files)), secondsSince(start));
+      const whole = await this.#whole(step, files);
+      announce(
+        patiently(() => writeCheckpoint(whole)),
+        secondsSince(start),
+      );
       return;
     }
     try {
-      announcePart(this.#ranks, step, writePart({ runDir: this.#runDir, step, rank, files }));
+      const part = { runDir: this.#runDir, step, rank, files };
+      announcePart(
+        this.#ranks,
+        step,
+        patiently(() => writePart(part)),
+      );
     } catch (error) {
       this.#tellFailure(step, error);
       throw error;

@@ -25,10 +25,12 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { needsReference } from "../config/care.ts";
 import { isVisionFrozen } from "../config/lora.ts";
+import { isOwn } from "../config/rewards.ts";
 import type { Config } from "../config/schema.ts";
 import type { Packed } from "../model/packed.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
-import { createRewards, type Rewards } from "../reward/rewards.ts";
+import type { RewardStep } from "../reward/reward-function.ts";
+import { createRewards, type Rewards, startedWith } from "../reward/rewards.ts";
 import { rewardMetrics } from "../reward/statistics.ts";
 import { synchronize } from "../torch/cuda.ts";
 import { clone } from "../torch/ops.ts";
@@ -69,6 +71,7 @@ import { gatherGroups } from "./whole-batch.ts";
 
 interface GrpoRun extends Session {
   rewards: Rewards;
+  ownRewards: string[]; // names of the user's own functions
   planner: RecomputePlanner;
   reference: Qwen2VL | null; // null where nothing asks it, and where it is sharded
   shardedReference: ShardedReference | null;
@@ -86,7 +89,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   const drawn = await drawGroups(run, step, questions, async (prompts) => {
     for (const features of featuresOf(run)) features.know(prompts);
     const groups = await watch.time("rollout", () => rollout(run, prompts, step, sampler)); // RolloutGroup[P], G completions each
-    await watch.time("reward", () => run.rewards.score(groups)); // text in, numbers out
+    await watch.time("reward", () => run.rewards.score(groups, rewardStep(run, step))); // text in, numbers out
     return groups;
   });
   const groups = drawn.groups.filter((group) => isKept(group, trainer));
@@ -127,7 +130,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
 
   run.folder.writeCompletions(step + 1, asked.slice(0, trainer.logCompletions));
   return {
-    ...rewardMetrics(asked),
+    ...rewardMetrics(asked, run.ownRewards),
     ...uniformMetrics(asked),
     ...penaltyMetrics(batch),
     ...careMetrics(batch),
@@ -142,6 +145,12 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     "time/decode_s": sampler.decodeS,
     ...memoryMetrics(),
   };
+}
+
+/** How far the run is, for reward functions that change with it. */
+function rewardStep({ config, steps, samples }: GrpoRun, step: number): RewardStep {
+  const perEpoch = samples.length / config.trainer.questionsPerStep; // steps
+  return { step, steps, epoch: step / perEpoch, epochs: Math.ceil(steps / perEpoch) };
 }
 
 function featuresOf({ features, referenceFeatures }: GrpoRun): Set<VisionFeatures> {
@@ -305,10 +314,11 @@ async function updatePolicy(
 /** Trains the policy that `config` describes. Returns after the last step, or after a signal once the step in progress is saved. */
 export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise<TrainResult> {
   const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward }); // first: a wrong name must not leave a run folder behind
-  const session = await openSession(config, hooks, "grpo");
+  const session = await startedWith(rewards, () => openSession(config, hooks, "grpo")); // what is wrong with them costs no weights
   const planner = new RecomputePlanner(config, session.model.config);
   const none = { reference: null, shardedReference: null, referenceFeatures: null };
-  const run: GrpoRun = Object.assign(session, { rewards, planner, ...none });
+  const ownRewards = config.rewards.filter(isOwn).map(({ name }) => name);
+  const run: GrpoRun = Object.assign(session, { rewards, ownRewards, planner, ...none });
   try {
     const moves = config.trainer.referenceEvery > 0;
     if (needsReference(config.trainer) && config.distributed.shardReference && run.ranks.world > 1) {

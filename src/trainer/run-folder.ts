@@ -49,6 +49,7 @@ export interface CompletionRecord {
   tokens: number[];
   rewards: number[];
   reward_breakdown: Record<string, number[]>;
+  reward_columns?: Record<string, unknown[]>; // logged by reward functions
   penalties?: Record<string, number[]>;
   care?: NonNullable<RolloutGroup["care"]>;
   advantages: number[];
@@ -157,6 +158,7 @@ function completionRecord(step: number, group: RolloutGroup): CompletionRecord {
     tokens: group.completions.map((completion) => completion.ids.length),
     rewards: group.rewards,
     reward_breakdown: group.rewardBreakdown,
+    ...(group.rewardNotes?.columns && { reward_columns: group.rewardNotes.columns }),
     ...(group.penalties && { penalties: group.penalties }),
     ...(group.care && { care: group.care }),
     advantages: group.advantages,

@@ -1,6 +1,7 @@
 /** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
 
 import path from "node:path";
+import { isOwn } from "../config/rewards.ts";
 import { type Config, configSchema } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
@@ -11,6 +12,7 @@ import { log } from "../log.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { checkGoldAnswers } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
+import { patiently } from "../torch/progress.ts";
 import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Sample } from "../types.ts";
 import { applyDevice, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
@@ -42,6 +44,7 @@ const FREE_KNOBS = [
   /^trainer\.(saveEvery|saveFinal|keepLast|evalEvery|evalLimit|logCompletions)$/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/, // change no result
+  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
 ];
 
 /** Knobs that may differ among the ranks of a job: what they share the machines for, and what leads to no other collective. */
@@ -51,6 +54,7 @@ const OWN_KNOBS = [
   /^distributed\.(?!shard)/,
   /^trainer\.traceSteps/,
   /^(model\.recompute|optimizer\.offload)$/,
+  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
 ];
 
 /** An open training run. */
@@ -79,11 +83,12 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const { ranks = ALONE } = hooks;
   applyDevice(config);
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
-  const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage);
+  const state = checkpoint === undefined ? null : patiently(() => readCheckpoint(checkpoint, stage));
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
-  for (const { name, path } of stage === "grpo" ? config.rewards : []) {
-    if (path === undefined && (name === "accuracy" || name === "math"))
+  for (const reward of stage === "grpo" ? config.rewards : []) {
+    const { name } = reward;
+    if (!isOwn(reward) && (name === "accuracy" || name === "math"))
       checkGoldAnswers(samples, "data.train", { firstLetter: config.compat.firstLetterReward, reward: name });
   }
   ranks.requireSame({
@@ -267,7 +272,8 @@ export async function saveSession(session: Session, step: number, last: boolean)
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files and, in `adapter/`, its adapter beside it. Returns the folder. */
 export function exportSession({ config, folder, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
-  if (ranks.isFirst) replaceFolder(final, (temporary) => savePolicy(model, temporary, config.model.path));
+  const write = (temporary: string) => savePolicy(model, temporary, config.model.path);
+  if (ranks.isFirst) patiently(() => replaceFolder(final, write));
   return final;
 }
 

@@ -30,6 +30,8 @@ export interface TrainHooks {
   /** Called once the run folder is this run's, before the model is read. */
   onOpen?: () => void;
   onProgress?: (progress: Progress) => void;
+  /** Called with the error that ends a run as soon as there is one, before what is under way is brought to an end. */
+  onFailure?: (error: unknown) => void;
   /** During an evaluation: how many of a level's questions are answered. */
   onEvalProgress?: (progress: { level: string; done: number; total: number }) => void;
 }
@@ -106,6 +108,9 @@ export async function trainingLoop(
       }
     }
     await checkpoints.saved();
+  } catch (error) {
+    hooks.onFailure?.(error);
+    throw error;
   } finally {
     stop.end();
   }

@@ -80,7 +80,7 @@ test("as a reward: 1, 0, and null where it cannot be told", async () => {
   for (const [i, completion] of group.completions.entries()) completion.text = answers[i] as string;
   const rewards = createRewards([{ name: "consistency", weight: 0.5, timeoutS: 60 }]);
   await rewards.score([group]);
-  expect(group.rewards).toEqual([0.5, 0, 0]);
+  expect(group.rewards).toEqual([0.5, 0, Number.NaN]);
   expect(group.rewardBreakdown).toEqual({ consistency: [1, 0, Number.NaN] });
   await rewards.close();
 });

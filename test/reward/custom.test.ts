@@ -77,13 +77,21 @@ test("the module is loaded once and keeps its state between calls", async () => 
 });
 
 test.each([
-  ["a wrong length", "export default () => [1];", /reward "mine": expected 2 numbers, one per completion, got 1/],
-  ["no array", "export default () => 1;", /expected an array of 2 numbers, got a number/],
+  [
+    "a wrong length",
+    "export default () => [1];",
+    /reward "mine": .*reward-\d+.mjs: expected 2 numbers, one per completion, got 1, for 2 completions of sample s1/,
+  ],
+  ["no array", "export default () => 1;", /expected an array of 2 numbers, got 1,/],
   ["nothing", "export default async () => {};", /expected an array of 2 numbers, got undefined/],
-  ["NaN", "export default () => [1, NaN];", /finite number or null for completion 1, got NaN/],
-  ["infinity", "export default () => [-Infinity, 0];", /for completion 0, got -Infinity/],
-  ["text", "export default () => [1, '1'];", /for completion 1, got a string/],
-  ["a hole", "export default () => { const a = [1]; a.length = 2; return a; };", /for completion 1, got undefined/],
+  ["NaN", "export default () => [1, NaN];", /finite number or null for completion 1 \(sample s1\), got NaN/],
+  ["infinity", "export default () => [-Infinity, 0];", /for completion 0 \(sample s1\), got -Infinity/],
+  ["text", "export default () => [1, '1'];", /for completion 1 \(sample s1\), got '1' \(string\)/],
+  [
+    "a hole",
+    "export default () => { const a = [1]; a.length = 2; return a; };",
+    /for completion 1 \(sample s1\), got undefined/,
+  ],
   [
     "an exception",
     "export default () => { throw new TypeError('no such key'); };",

@@ -59,6 +59,39 @@ test("null counts 0 in the sum, is NaN in the breakdown and stays out of the sta
   expect(metrics["reward/std"]).toBeCloseTo(Math.SQRT1_2, 12); // sqrt(1/2) inside each group
 });
 
+test("a completion that no weighted function applies to has no reward and counts in no mean", async () => {
+  const path = join(folder, "none.mjs");
+  writeFileSync(
+    path,
+    "export default ({ kind }) => kind.map((k, i) => (k === 'none' || (k === 'some' && i === 0) ? null : i));",
+  );
+  const groups = ["some", "none"].map((kind) => groupOf([right, wrong, bare], { id: kind, fields: { kind } }));
+  const rewards = createRewards([
+    { name: "partly", path, weight: 2 },
+    { name: "accuracy", weight: 0 }, // logged only
+  ]);
+  await rewards.score(groups);
+  await rewards.close();
+  expect(groups.map((group) => group.rewards)).toEqual([
+    [Number.NaN, 2, 4],
+    [Number.NaN, Number.NaN, Number.NaN],
+  ]);
+  expect(groups[1]?.rewardBreakdown.accuracy).toEqual([1, 0, 1]);
+  const metrics = rewardMetrics(groups, ["partly"]);
+  expect(metrics).toMatchObject({
+    "reward/mean": 3,
+    "reward/partly": 1.5,
+    "reward/partly/not_applicable": 4,
+    "reward/partly/errors": 0,
+    "reward/accuracy": 4 / 6,
+  });
+  expect(metrics["reward/std"]).toBeCloseTo(Math.SQRT2, 12); // of the one group that has rewards
+  const nothing = rewardMetrics([groups[1] as (typeof groups)[number]], ["partly"]);
+  expect(Object.keys(nothing).sort()).toEqual(
+    ["accuracy", "accuracy_std", "partly/errors", "partly/not_applicable"].map((name) => `reward/${name}`),
+  );
+});
+
 test("a step without questions is scored too", async () => {
   await expect(createRewards([{ name: "accuracy", weight: 1, timeoutS: 1 }]).score([])).resolves.toBeUndefined();
 });
@@ -67,6 +100,8 @@ test.each([
   [[{ name: "acuracy", weight: 1, timeoutS: 1 }], /"acuracy" is not built in \(accuracy, format, math, consistency\)/],
   [[{ name: "toString", weight: 1, timeoutS: 1 }], /"toString" is not built in/],
   [[{ name: "mean", weight: 1, timeoutS: 1 }], /name of a metric/],
+  [[{ name: "accuracy" }, { name: "accuracy_std", path: "/nowhere" }], /"accuracy_std" is the name of a metric/],
+  [[{ name: "penalty_kl", path: "/nowhere" }], /"penalty_kl" is the name of a metric/],
   [[{ name: "mine", path: "/nowhere/mine.ts", weight: 1, timeoutS: 1 }], /no module \/nowhere\/mine.ts/],
   [
     [

@@ -119,3 +119,47 @@ test("a group's advantages do not depend on the batch unless they are told to", 
       expect(batchAdvantages(batch, config)[2]).toEqual(batchAdvantages([batch[2] as number[]], config)[0]);
     }
 });
+
+test("a completion without a reward is in no baseline and has advantage 0: the others are as if it were not there", () => {
+  const none = Number.NaN;
+  for (const advantage of Object.keys(BASELINES) as Knobs["advantage"][])
+    for (const advantageScale of ["group", "batch", "none"] as const) {
+      const config = knobs({ advantage, advantageScale });
+      const [first, second] = batchAdvantages(
+        [
+          [1, 4, 2],
+          [0.5, 7],
+        ],
+        config,
+      ) as [number[], number[]];
+      expect(
+        batchAdvantages(
+          [
+            [1, none, 4, 2, none],
+            [none, 0.5, none, 7, none],
+          ],
+          config,
+        ),
+      ).toEqual([
+        [first[0], 0, first[1], first[2], 0],
+        [0, second[0], 0, second[1], 0],
+      ]);
+      // Nothing to compare the only one with, and a group without any.
+      const alone = batchAdvantages(
+        [
+          [none, 3, none],
+          [none, none, none],
+        ],
+        config,
+      );
+      expect(alone).toEqual([
+        [0, 0, 0],
+        [0, 0, 0],
+      ]);
+    }
+});
+
+test("a group without rewards, or with equal ones besides, teaches nothing", () => {
+  const groups = [fakeGroup([Number.NaN, Number.NaN]), fakeGroup([1, Number.NaN, 1]), fakeGroup([1, Number.NaN, 0])];
+  expect(uniformMetrics(groups)).toEqual({ "reward/zero_std_frac": 2 / 3 });
+});

@@ -11,7 +11,7 @@ import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { trainSft } from "../../src/trainer/sft.ts";
 import { spawnRanks } from "../distributed/spawn-ranks.ts";
 import type { RankRun } from "./ranks-rank.ts";
-import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
+import { deterministic, makeTinyWorld, SHARE_OF_E, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
 const SCRIPT = fileURLToPath(new URL("ranks-rank.ts", import.meta.url));
 const STEPS = 10;
@@ -157,6 +157,35 @@ test("more ranks than questions, a step with several updates, a frozen tower", a
   await run(4, four, "grpo");
   expectSameRun(four, one);
   expect(existsSync(path.join(four.runDir, "final/model.safetensors"))).toBe(true);
+});
+
+test("reward functions of each rank's own process, some of which do not apply, and what they log", async () => {
+  const file = path.join(world.folder, "warm.py");
+  writeFileSync(
+    file,
+    `def warm(completions, domain, log_metric, **kwargs):
+    lengths = [len(completion[0]["content"]) for completion in completions]
+    log_metric("letters", sum(lengths) / len(lengths))
+    return [length if d == "warm" else None for length, d in zip(lengths, domain)]
+`,
+  );
+  const more = {
+    ...withTrainer({ questionsPerStep: 3, evalEvery: 0 }),
+    rewards: [
+      { name: "e", path: SHARE_OF_E },
+      { name: "warm", python: `${file}:warm`, weight: 0.1 },
+    ],
+  };
+  const one = tinyConfig(world, "python-1", more);
+  await run(1, one, "grpo");
+  const { lines } = outcome(one);
+  expect(lines.some((line) => (line["reward/warm/not_applicable"] as number) > 0)).toBe(true);
+  expect(lines.some((line) => (line["reward/warm/letters"] as number) > 0)).toBe(true);
+  for (const ranks of [2, 4]) {
+    const many = tinyConfig(world, `python-${ranks}`, more);
+    await run(ranks, many, "grpo");
+    expectSameRun(many, one);
+  }
 });
 
 test("other questions in place of groups that teach nothing, statistics of the batch, penalties and a moving reference", async () => {

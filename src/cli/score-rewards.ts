@@ -1,0 +1,46 @@
+/** `score --rewards`: what the config's reward functions give for the last turn of each chat. Needs the tokenizer, no weights and no libtorch. */
+
+import type { Config } from "../config/schema.ts";
+import { Tokenizer } from "../data/tokenizer.ts";
+import type { ScoredGroup } from "../reward/batch.ts";
+import { createRewards, startedWith } from "../reward/rewards.ts";
+import type { Sample } from "../types.ts";
+import { lastTurnIds } from "./last-turn.ts";
+import { openOutput } from "./output.ts";
+
+/** @throws ConfigError, RewardError as training would */
+export async function scoreRewards(config: Config, samples: readonly Sample[], outputFile: string): Promise<void> {
+  const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward });
+  const tokenizer = await startedWith(rewards, () => Tokenizer.load(config.model.path));
+  try {
+    using output = openOutput(outputFile);
+    const { batchSize } = config.eval;
+    for (let start = 0; start < samples.length; start += batchSize) {
+      const groups = samples.slice(start, start + batchSize).map((sample) => groupOf(sample, tokenizer));
+      await rewards.score(groups);
+      for (const {
+        prompt,
+        rewards: [reward],
+        rewardBreakdown,
+        rewardNotes = {},
+      } of groups) {
+        const each = Object.entries(rewardBreakdown).map(([name, [value]]) => [name, value]);
+        const columns = Object.entries(rewardNotes.columns ?? {}).map(([name, [value]]) => [name, value]);
+        output.writeLine({
+          id: prompt.sample.id,
+          reward,
+          reward_breakdown: Object.fromEntries(each),
+          ...(rewardNotes.errors && { errors: Object.keys(rewardNotes.errors) }),
+          ...(columns.length > 0 && { reward_columns: Object.fromEntries(columns) }),
+        });
+      }
+    }
+  } finally {
+    await rewards.close();
+  }
+}
+
+function groupOf(sample: Sample, tokenizer: Tokenizer): ScoredGroup {
+  const completion = { ids: lastTurnIds(tokenizer, sample), text: sample.response ?? "", finish: "stop" as const };
+  return { prompt: { sample }, completions: [completion], rewards: [], rewardBreakdown: {} };
+}
