@@ -82,7 +82,7 @@ export const freezeKnobs = {
 
 /** Part of `optimizer`. */
 export const rateKnobs = {
-  learningRates: z.partialRecord(z.enum(RATE_NAMES), z.number().positive()).default({}).meta({
+  partRates: z.partialRecord(z.enum(RATE_NAMES), z.number().positive()).default({}).meta({
     description:
       "Peak learning rates of parts, in the names of trainer.freeze or `lora`, e.g. {vision: 1e-7, vision.merger: 1e-6}; the narrowest name counts, optimizer.learningRate where there is none. Warm-up and decay are the same for all.",
   }),
@@ -116,10 +116,10 @@ export function isVisionFrozen(config: Trained): boolean {
 /** Peak learning rate of a piece or of adapters. */
 export function peakRate(
   piece: Piece | "lora",
-  { learningRate, learningRates }: Pick<Config["optimizer"], "learningRate" | "learningRates">,
+  { learningRate, partRates }: Pick<Config["optimizer"], "learningRate" | "partRates">,
 ): number {
   const whole = piece.split(".")[0] as "vision" | "language" | "lora";
-  return learningRates[piece] ?? learningRates[whole] ?? learningRate;
+  return partRates[piece] ?? partRates[whole] ?? learningRate;
 }
 
 type Refuse = (wrong: boolean, knob: string, problem: string) => void;
@@ -132,11 +132,11 @@ export function checkTrained(config: Config, refuse: Refuse): void {
     "every part is frozen: there is nothing to train",
   );
   const trained = trainedPieces(config);
-  for (const name of Object.keys(optimizer.learningRates)) {
+  for (const name of Object.keys(optimizer.partRates)) {
     const isUsed = name === "lora" ? lora !== undefined : [...trained].some((piece) => covers(name, piece));
     refuse(
       !isUsed,
-      `optimizer.learningRates.${name}`,
+      `optimizer.partRates.${name}`,
       name === "lora"
         ? "there is no adapter to train: set lora.rank"
         : lora === undefined

@@ -1,4 +1,4 @@
-/** Which weights of a model a run trains, and how fast: by the parts that trainer.freeze and optimizer.learningRates name. */
+/** Which weights of a model a run trains, and how fast: by the parts that trainer.freeze and optimizer.partRates name. */
 
 import { loraOf, type Piece, peakRate, trainedPieces } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
@@ -37,9 +37,9 @@ export function rateShares(config: Config): (parameter: string) => number {
   return (name) => peakRate(lora === null ? pieceOf(name) : "lora", config.optimizer) / config.optimizer.learningRate;
 }
 
-/** `optimizer/learning_rate` of an update and, by part, those that optimizer.learningRates sets. */
+/** `optimizer/learning_rate` of an update and, by part, those that optimizer.partRates sets. */
 export function rateMetrics({ optimizer }: Config, rate: number): Metrics {
-  const parts = Object.entries(optimizer.learningRates).map(([name, peak]) => [
+  const parts = Object.entries(optimizer.partRates).map(([name, peak]) => [
     `optimizer/learning_rate/${name}`,
     (rate * peak) / optimizer.learningRate,
   ]);

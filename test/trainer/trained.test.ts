@@ -79,7 +79,7 @@ const run = async (name: string, more: { [section: string]: object }, resume = f
 };
 
 test("a run moves what is not frozen, each part by its own rate, and resumes exactly", async () => {
-  const rates = { learningRate: 1e-3, learningRates: { vision: 1e-4, "vision.merger": 5e-3, "language.head": 2e-3 } };
+  const rates = { learningRate: 1e-3, partRates: { vision: 1e-4, "vision.merger": 5e-3, "language.head": 2e-3 } };
   const knobs = { trainer: { freeze: ["language.embedding", "vision.patchEmbed"] }, optimizer: rates };
   const config = await run("parts", knobs);
   using start = openModel(config);
@@ -109,12 +109,12 @@ test.each([
   "bfloat16",
   "int8",
 ])("AdamW's first step is the part's rate, with moments of %s", async (moments) => {
-  const learningRates = { vision: 1e-5, "vision.merger": 4e-4, "language.layers": 2e-4 };
+  const partRates = { vision: 1e-5, "vision.merger": 4e-4, "language.layers": 2e-4 };
   const common = { moments, maxGradNorm: 1e9, schedule: "constant", learningRate: 1e-3 };
   const trainer = { steps: 1 };
-  const config = await run(`rates ${moments}`, { trainer, optimizer: { ...common, learningRates } });
+  const config = await run(`rates ${moments}`, { trainer, optimizer: { ...common, partRates } });
   const plain = await run(`plain ${moments}`, { trainer, optimizer: common });
-  const same = await run(`same ${moments}`, { trainer, optimizer: { ...common, learningRates: { vision: 1e-3 } } });
+  const same = await run(`same ${moments}`, { trainer, optimizer: { ...common, partRates: { vision: 1e-3 } } });
   expect(finalOf(same)).toEqual(finalOf(plain)); // cut where nothing changes
   using start = openModel(config);
   const [after, at1e3] = [finalOf(config), finalOf(plain)];
@@ -134,12 +134,12 @@ test.each([
 
 test("what has no meaning is refused with the reason", () => {
   expect(problems({ trainer: { freeze: ["vision", "language"] } }).join()).toMatch(/every part is frozen/);
-  expect(problems({ trainer: { freeze: ["vision"] }, optimizer: { learningRates: { "vision.merger": 1 } } })).toEqual([
-    "optimizer.learningRates.vision.merger: this part is frozen",
+  expect(problems({ trainer: { freeze: ["vision"] }, optimizer: { partRates: { "vision.merger": 1 } } })).toEqual([
+    "optimizer.partRates.vision.merger: this part is frozen",
   ]);
-  expect(problems({ optimizer: { learningRates: { lora: 1 } } }).join()).toMatch(/there is no adapter to train/);
-  expect(problems({ lora: {}, optimizer: { learningRates: { lora: 1 } } })).toEqual([]);
-  expect(problems({ lora: {}, optimizer: { learningRates: { vision: 1 } } }).join()).toMatch(
+  expect(problems({ optimizer: { partRates: { lora: 1 } } }).join()).toMatch(/there is no adapter to train/);
+  expect(problems({ lora: {}, optimizer: { partRates: { lora: 1 } } })).toEqual([]);
+  expect(problems({ lora: {}, optimizer: { partRates: { vision: 1 } } }).join()).toMatch(
     /all weights .* are frozen/,
   );
   expect(problems({ lora: {}, trainer: { freeze: ["vision"] } }).join()).toMatch(/nothing left to freeze/);
