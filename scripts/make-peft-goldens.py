@@ -3,8 +3,9 @@
 Run:  python3 scripts/make-peft-goldens.py        (needs torch, transformers, peft and safetensors; versions go to versions.json)
 
 <name>/adapter_config.json, adapter_model.safetensors   as PeftModel.save_pretrained writes them
+<name>/rewritten_config.json  the adapter_config.json that scripts/rewrite-adapter.ts writes of it
 <name>/goldens.safetensors   per-token log-probabilities of the fixture's case "group": `logprobs<i>` with the adapter beside the model; of the adapter
-                             that scripts/rewrite-adapter.ts writes of it, read by PEFT, `rewritten<i>`; `merged<i>` after PEFT's merge_and_unload
+                             that it writes, read by PEFT, `rewritten<i>`; `merged<i>` after PEFT's merge_and_unload
 """
 
 import json
@@ -80,6 +81,7 @@ def main():
         found |= {f"merged{i}": x for i, x in enumerate(logprobs(model.merge_and_unload(), gold))}
         with tempfile.TemporaryDirectory() as rewritten:
             subprocess.run(["npx", "tsx", "scripts/rewrite-adapter.ts", MODEL, folder, rewritten], cwd=ROOT, check=True)
+            shutil.copy(Path(rewritten) / "adapter_config.json", folder / "rewritten_config.json")
             again = PeftModel.from_pretrained(base(), rewritten).eval()
             assert all("lora_" in key or not p.requires_grad for key, p in again.named_parameters())
             found |= {f"rewritten{i}": x for i, x in enumerate(logprobs(again, gold))}

@@ -205,3 +205,10 @@ function baseLogprobs(model: Qwen2VL): number[] {
   using base = model.withoutAdapter();
   return logprobsOf(base);
 }
+
+test("a pack without pictures gives an adapter of the vision tower alone nothing", () => {
+  using model = withAdapter(VISION);
+  const text = randomGroup(config, 3, { completions: [4, 2] });
+  const { gradients } = adapterGradients(model, [text]);
+  expect([...gradients.values()].flat()).toEqual([]);
+});

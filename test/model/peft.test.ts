@@ -79,7 +79,8 @@ test.each(
     expect(sorted(written.target_modules)).toEqual(sorted(original.target_modules));
   else
     for (const tensor of ours.names()) expect(moduleOf(tensor)).toMatch(new RegExp(`^(?:${written.target_modules})$`));
-  // the script had PEFT read it: the same log-probabilities
+  // PEFT has read this very config, with these tensors: the same log-probabilities
+  expect(written).toEqual(JSON.parse(readFileSync(join(from, "rewritten_config.json"), "utf8")));
   using goldens = new Goldens("goldens.safetensors", from);
   for (const i of [0, 1]) expect(goldens.numbers(`rewritten${i}`)).toEqual(goldens.numbers(`logprobs${i}`));
 });
