@@ -139,9 +139,7 @@ test("what has no meaning is refused with the reason", () => {
   ]);
   expect(problems({ optimizer: { partRates: { lora: 1 } } }).join()).toMatch(/there is no adapter to train/);
   expect(problems({ lora: {}, optimizer: { partRates: { lora: 1 } } })).toEqual([]);
-  expect(problems({ lora: {}, optimizer: { partRates: { vision: 1 } } }).join()).toMatch(
-    /all weights .* are frozen/,
-  );
+  expect(problems({ lora: {}, optimizer: { partRates: { vision: 1 } } }).join()).toMatch(/all weights .* are frozen/);
   expect(problems({ lora: {}, trainer: { freeze: ["vision"] } }).join()).toMatch(/nothing left to freeze/);
   expect(problems({ lora: {}, distributed: { shardReference: true } }).join()).toMatch(/model without its adapter/);
   expect(problems({ lora: {}, trainer: { referenceEvery: 2 } }).join()).toMatch(/does not move/);
