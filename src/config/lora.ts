@@ -68,7 +68,7 @@ export const loraKnobs = z
 export const adapterKnobs = {
   adapter: z.string().optional().meta({
     description:
-      "Folder of an adapter in PEFT's layout that is added to the weights as they are read: the model is what merging gives. With `lora`, the frozen base.",
+      "Folder of an adapter in PEFT's layout that is added to the weights as they are read: the model is what merging gives. With `lora`, the frozen base. A model.path that is such a folder is read as the model that it names and this.",
   }),
 };
 

@@ -1,4 +1,4 @@
-/** Which inputs of adapters an update drops: a word for each row of a pass, a function of (seed, update, sample, completion, place). */
+/** Which inputs of adapters an update drops: a word for each row of a pass, a function of (seed, step, sample, completion, place). */
 
 import type { Config } from "../config/schema.ts";
 import type { Packed } from "../model/packed.ts";
@@ -14,18 +14,17 @@ export interface PackMembers {
 
 /**
  * For PassOptions.dropout; undefined where nothing is dropped. A prompt's rows have the same words in every company, and whether it is computed once a
- * group or once a completion.
- * @param update the number of the update, counted over the whole run
+ * group or once a completion. All updates from one batch drop the same: ratios between them are those of weights, not of masks.
  */
 export function dropoutWords(
   { lora, seed }: Pick<Config, "lora" | "seed">,
-  update: number,
+  step: number,
   packed: Packed,
   { sampleIds, completionIndices }: PackMembers,
 ): DropoutWords | undefined {
   if (lora === undefined || lora.dropout === 0) return undefined;
   const key = (group: number, ...more: (string | number)[]) =>
-    hash64(seed, "lora dropout", update, sampleIds[group] as string, ...more)[0];
+    hash64(seed, "lora dropout", step, sampleIds[group] as string, ...more)[0];
   const { groups, promptLengths, completionLengths } = packed;
   const text = [
     ...promptLengths.map((length, i) => rows(length, key(i, "prompt"))),

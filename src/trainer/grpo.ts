@@ -269,7 +269,7 @@ async function updatePolicy(
         const perToken = (values: Float32Array) => fromArray(values, [values.length], { device }); // [Tc]
         const visionCache = run.features?.ofPack(pack.packed); // of the rollout
         const recompute = run.planner.for(pack.packed);
-        const dropout = dropoutWords(config, optimizer.updates, pack.packed, pack);
+        const dropout = dropoutWords(config, step, pack.packed, pack);
         using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision, visionCache, dropout });
         const loss = policyLoss(
           {

@@ -115,7 +115,7 @@ async function updatePolicy(
         const packed = packGroups(groups);
         const visionCache = run.features?.ofPack(packed);
         const recompute = run.planner.for(packed);
-        const dropout = dropoutWords(config, optimizer.updates, packed, membersOf(groups));
+        const dropout = dropoutWords(config, step, packed, membersOf(groups));
         using pass = model.pass(packed, { grad: true, recompute, freezeVision, visionCache, dropout });
         stats.push(keep(stack([sum(pass.logprobs), sum(pass.entropy)])));
         const gradient = full(pass.logprobs.shape, -1 / tokens, { device: model.device }); // d loss / d logprob
