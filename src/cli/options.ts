@@ -1,6 +1,7 @@
 /** Flags that every command with a config shares, and how they become a config. */
 
 import type { Argv } from "yargs";
+import { withNamedBase } from "../config/adapter-folder.ts";
 import { dumpConfig, loadConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
 import { ConfigError } from "../errors.ts";
@@ -40,11 +41,12 @@ export function withConfigFlags<T>(command: Argv<T>): Argv<T & ConfigFlags> {
  * @throws ConfigError as `loadConfig` does
  */
 export function configFrom(flags: ConfigFlags, base: { files?: string[]; set?: string[] } = {}): Config {
-  return loadConfig({
+  const config = loadConfig({
     files: [...(base.files ?? []), ...flags.config],
     set: [...(base.set ?? []), ...flags.set],
     flags: { device: flags.device, dtype: flags.dtype, seed: flags.seed, runDir: flags.runDir },
   });
+  return withNamedBase(config);
 }
 
 /** Loads the config; with --dry-run prints it and returns undefined, so that the command stops there. */

@@ -4,6 +4,7 @@ import { ConfigError } from "../errors.ts";
 import { checkBest } from "./best-checkpoints.ts";
 import { checkAlgorithm } from "./check-algorithm.ts";
 import { checkRewards } from "./check-rewards.ts";
+import { checkTrained } from "./lora.ts";
 import type { Config } from "./schema.ts";
 
 export interface Problem {
@@ -42,6 +43,7 @@ export function checkConfig(config: Config): Problem[] {
 
   checkAlgorithm(config, refuse);
   checkBest(config, refuse);
+  checkTrained(config, refuse);
 
   refuse(
     trainer.evalEvery > 0 && Object.keys(data.eval).length === 0,

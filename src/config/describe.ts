@@ -103,7 +103,8 @@ function metaOf(node: Node, name: "description" | "follows"): string | undefined
 /** The type and range in words: "integer > 0", "number 0 to 1", "one of ...". */
 function typeOf(node: Node): string {
   if (node.kind === "list") return node.child.kind === "value" ? `list of ${typeOf(node.child)}` : "list";
-  if (node.kind === "record") return "names to sections";
+  if (node.kind === "record")
+    return node.child.kind === "value" ? `names to ${typeOf(node.child)}` : "names to sections";
   if (node.kind === "object") return "section";
   const json = z.toJSONSchema(unwrap(node.schema)) as JsonType;
   if (json.enum !== undefined) return json.enum.map((choice) => `\`${choice}\``).join(", ");

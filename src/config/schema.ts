@@ -8,6 +8,7 @@ import { algorithmKnobs, resolveAlgorithm } from "./algorithm.ts";
 import { bestKnobs } from "./best-checkpoints.ts";
 import { evaluation } from "./evaluation.ts";
 import { failureKnobs } from "./failure.ts";
+import { adapterKnobs, freezeKnobs, loraKnobs, rateKnobs } from "./lora.ts";
 import { fraction, positive } from "./numbers.ts";
 import { rendered, tinyModel } from "./rendered.ts";
 import { rewardFunction } from "./rewards.ts";
@@ -39,6 +40,7 @@ const model = z.strictObject({
   init: z.enum(["pretrained", "random"]).default("pretrained").meta({
     description: "Read the weights, or draw them from N(0, initializer_range) with the run's seed.",
   }),
+  ...adapterKnobs,
   freezeVision: z.boolean().default(false).meta({ description: "Keep the vision tower as it is [seed: trained]." }),
   recompute: z.enum(["auto", "none", "selective", "layer"]).default("auto").meta({
     description:
@@ -137,6 +139,7 @@ const trainer = z.strictObject({
       "Updates made from one batch of completions, mu; above 1 ratios are no longer 1, and are clipped [seed: 1].",
   }),
   ...algorithmKnobs,
+  ...freezeKnobs,
   sharedPrefix: z
     .boolean()
     .default(true)
@@ -180,6 +183,7 @@ const optimizer = z.strictObject({
     .positive()
     .default(1e-6)
     .meta({ description: "Peak learning rate [seed: 1e-6 GRPO, 2e-5 SFT]." }),
+  ...rateKnobs,
   schedule: z
     .enum(["linear", "cosine", "constant"])
     .default("linear")
@@ -247,6 +251,7 @@ export const knobs = z.strictObject({
     .default("runs/latest")
     .meta({ description: "Folder for config, metrics, completions, log and checkpoints." }),
   model,
+  lora: loraKnobs,
   data: data.prefault({}),
   rollout: rollout.prefault({}),
   rewards: z

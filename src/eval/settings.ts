@@ -9,7 +9,14 @@ import { seedPrompt } from "../data/question.ts";
 
 /** Everything that decides an answer. Two evaluations with the same may share a folder of answers. */
 export interface DecidingSettings {
-  model: { path: string; init: Config["model"]["init"]; weights: string; files: string };
+  model: {
+    path: string;
+    init: Config["model"]["init"];
+    weights: string;
+    files: string;
+    adapter?: string; // and its files, where one is merged
+    adapterFiles?: string;
+  };
   seed: number;
   dtype: Config["dtype"];
   /** Frames, pixels, limits, and the files of questions with their layout. */
@@ -41,14 +48,17 @@ export function decidingSettings(config: Config): DecidingSettings {
   // What happens to a question that cannot be asked changes no answer to another: who met one goes on with "skip".
   const { onBadSample: _o, maxBadSamples: _m, ...data } = wanted;
   const { batchSize: _b, consistency: _c, ...evaluation } = config.eval;
-  const { path: folder, init } = config.model;
+  const { path: folder, init, adapter } = config.model;
   const files = modelFiles(folder);
   const questions = Object.fromEntries(
     // The benchmark's name changes what is printed beside an answer, not the answer.
     Object.entries(sources).map(([level, { benchmark: _b, ...source }]) => [level, source]),
   );
   return {
-    model: { path: folder, init, weights: hashOf(files.filter(isWeights).sort().map(headerOf)), files: statsOf(files) },
+    model: {
+      ...{ path: folder, init, weights: hashOf(files.filter(isWeights).sort().map(headerOf)), files: statsOf(files) },
+      ...(adapter !== undefined && { adapter, adapterFiles: statsOf(modelFiles(adapter)) }),
+    },
     seed: config.seed,
     dtype: config.dtype,
     data: { ...data, eval: questions },

@@ -83,13 +83,13 @@ export class ChunkedLogprobs implements Disposable {
   }
 
   /**
-   * Adds d/d(head) to the head's gradient and returns d/d(hidden) [R, X], for dLogprobs float32 [R] and, where the entropy counts too, dEntropy [R].
+   * Adds d/d(head) to the gradient of a head that wants one and returns d/d(hidden) [R, X], for dLogprobs float32 [R] and, where the entropy counts too, dEntropy [R].
    * With p the softmax, d logits = (onehot(target) - p) * dLogprob - p (log p + entropy) * dEntropy. The second term takes another chunk's memory.
    */
   backward(dLogprobs: Tensor, dEntropy: Tensor | null = null): Tensor {
     return scope(() =>
       noGrad(() => {
-        const headGrad = gradOf(this.#head_VX);
+        const headGrad = this.#head_VX.requiresGrad ? gradOf(this.#head_VX) : null;
         const parts = this.#chunks().map(([begin, end], i) =>
           scope(() => {
             const logits_CV = this.#kept?.[i] ?? this.#logits(begin, end);
@@ -103,7 +103,7 @@ export class ChunkedLogprobs implements Disposable {
               entropyGradient(logits_CV, logSum_C1, column(this.entropy), cast(column(dEntropy), logSum_C1.dtype));
             const d = logprobBackward(logits_CV, slice(this.#targets_R, 0, begin, end), squeeze(logSum_C1, 1), d_C);
             if (ofEntropy !== null) add_(d, ofEntropy);
-            addmm_(headGrad, transpose(d, 0, 1), slice(this.#hidden_RX, 0, begin, end));
+            if (headGrad !== null) addmm_(headGrad, transpose(d, 0, 1), slice(this.#hidden_RX, 0, begin, end));
             return matmul(d, this.#head_VX);
           }),
         );

@@ -15,7 +15,8 @@ import { ChunkedLogprobs } from "./lm-head.ts";
 import { mediaOf, type Packed } from "./packed.ts";
 import type { Qwen2VLConfig } from "./qwen2vl/config.ts";
 import { PARTS, type TextWeights, type VisionWeights } from "./qwen2vl/parameters.ts";
-import { embedTokens, rmsNorm, textLayers } from "./qwen2vl/text.ts";
+import { embedTokens, textLayers } from "./qwen2vl/text.ts";
+import { rmsNorm } from "./qwen2vl/text-ops.ts";
 import { visionBatch, visionTower } from "./qwen2vl/vision.ts";
 import type { Rope } from "./rope.ts";
 import { type PartWatch, plainStep, type Recompute, type Step, Tape, watched } from "./tape.ts";
@@ -29,6 +30,8 @@ export interface PassOptions {
   freezeVision?: boolean | undefined;
   /** Features per group (its images in order, then its videos), as visionFeatures(mediaOf([prompt])) gives them; implies freezeVision. */
   visionCache?: readonly (Tensor | null)[] | undefined;
+  /** What the dropout of adapters, where they have one, drops in this pass; default: nothing. */
+  dropout?: DropoutWords | undefined;
   /**
    * Told which part's weights the forward comes to and is done with, from the patch embedding to the head, for weights that are not always there. A
    * backward needs them too: not with grad.
@@ -36,6 +39,12 @@ export interface PassOptions {
   watch?: PartWatch | undefined;
   /** `dense` attends by masks instead of the fused op: slow, the reference in tests. */
   attention?: "auto" | "fused" | "dense" | undefined;
+}
+
+/** A word for every row of a pass, from which an adapter's masks of that row follow. */
+export interface DropoutWords {
+  text: Int32Array; // of each token, [T]
+  vision: Int32Array; // of each patch, [N], in the order of the pack's media (mediaOf)
 }
 
 /** By part of the model. The results are the same bits whatever it says. */
@@ -53,6 +62,8 @@ export interface PassModel {
   vision: VisionWeights;
   textRope: Rope;
   visionRope: Rope;
+  /** Parts with weights or adapters that want gradients. */
+  trained: ReadonlySet<string>;
 }
 
 /** Tc completion tokens in the order of `pack.targets`. Frees what it holds on dispose; the caller must dispose it, after backward if any. */
@@ -113,7 +124,7 @@ export class PackedPass implements Disposable {
     const recompute = planOf(options.recompute).text;
     const { watch } = options;
     invariant(watch === undefined || this.#tape === null, "a pass with a backward needs its weights where they are");
-    const step = watched(this.#stepFor(recompute), watch);
+    const step = watched(this.#stepFor(recompute, model), watch);
     const plan = this.#own(new PackedPlan(pack, options.attention));
     const rope = model.textRope.table(pack.positions, model.dtype);
     this.#ownTensors([rope.cos, rope.sin]);
@@ -128,12 +139,21 @@ export class PackedPass implements Disposable {
       (input) => embedTokens(pack.ids, trained ? input : features, text, config),
       PARTS.embedding,
     );
-    const hidden = textLayers(embedded, text, config, rope, plan, step, recompute);
+    const hidden = textLayers(
+      embedded,
+      text,
+      config,
+      rope,
+      plan,
+      step,
+      recompute,
+      this.#words(options.dropout?.text, device),
+    );
     embedded.free();
     const normed = (input: Tensor | null) =>
       rmsNorm(indexSelect(input as Tensor, 0, rows), text.norm, config.text.rmsNormEps);
     watch?.before(PARTS.head);
-    const predicting = this.#stepFor(recompute)(hidden, normed, PARTS.head);
+    const predicting = this.#stepFor(recompute, model)(hidden, normed, PARTS.head);
     hidden.free();
     this.#ownTensors([predicting]);
     const head = new ChunkedLogprobs(predicting, text.head, targets, { backward: options.grad });
@@ -141,9 +161,19 @@ export class PackedPass implements Disposable {
     return head;
   }
 
-  #stepFor(recompute: Recompute): Step {
-    if (this.#tape === null) return plainStep;
-    return recompute === "layer" ? this.#tape.stepAgain : this.#tape.step;
+  /** Steps in front of the first one with something to train are not recorded: no gradient has to come to them. */
+  #stepFor(recompute: Recompute, { trained }: PassModel): Step {
+    const tape = this.#tape;
+    if (tape === null) return plainStep;
+    const recorded = recompute === "layer" ? tape.stepAgain : tape.step;
+    return (input, run, part) => (tape.isRecording || trained.has(part) ? recorded : plainStep)(input, run, part);
+  }
+
+  #words(words: Int32Array | undefined, device: Device): Tensor | null {
+    if (words === undefined) return null;
+    const tensor = fromArray(words, [words.length], { dtype: "int32", device });
+    this.#ownTensors([tensor]);
+    return tensor;
   }
 
   #features(model: PassModel, pack: Packed, options: PassOptions): { features: Tensor | null; trained: boolean } {
@@ -158,10 +188,12 @@ export class PackedPass implements Disposable {
     if (media.length === 0) return { features: null, trained: false };
     const batch = visionBatch(media, config, model.visionRope, model);
     this.#ownTensors([batch.pixels, batch.rope.cos, batch.rope.sin]);
-    const trained = this.#tape !== null && options.freezeVision !== true;
-    const recompute = trained ? planOf(options.recompute).vision : "none";
-    const step = trained ? this.#stepFor(recompute) : watched(plainStep, options.watch);
-    const features = visionTower(batch, model.vision, config, step, recompute);
+    const wanted = this.#tape !== null && options.freezeVision !== true;
+    const recompute = wanted ? planOf(options.recompute).vision : "none";
+    const step = wanted ? this.#stepFor(recompute, model) : watched(plainStep, options.watch);
+    const dropout = wanted ? this.#words(options.dropout?.vision, model.device) : null;
+    const features = visionTower(batch, model.vision, config, step, recompute, dropout);
+    const trained = wanted && this.#tape?.isRecording === true;
     if (!trained) this.#ownTensors([features]);
     return { features, trained };
   }

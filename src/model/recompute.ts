@@ -83,3 +83,20 @@ export function visionBlockCost(shape: Qwen2VLConfig, level: Recompute, fused: b
     layer: { kept: E, kept32: 0, made: all, flops: 2 * (4 + 2 * r) * E * E, moved: norms + 6 * E },
   }[level];
 }
+
+/** Of a layer or block with adapters: it keeps all, or is computed again as a whole. */
+export const LORA_LEVELS: readonly Recompute[] = ["none", "layer"];
+
+/**
+ * Values that the adapters of one layer or block keep per row beside what it keeps without them: what is between their factors; SwiGLU's product, where
+ * down_proj reads it; with dropout, what is left of each input and the mask. @param sites of one layer
+ */
+export function loraKept(
+  sites: readonly { columns: number; modules: readonly unknown[]; part: { slot: string } }[],
+  { rank, dropout }: { rank: number; dropout: number },
+): number {
+  return sites.reduce((kept, { columns, modules, part }) => {
+    const product = part.slot === "down" ? columns : 0;
+    return kept + modules.length * rank + product + (dropout > 0 ? 2 * columns : 0);
+  }, 0);
+}

@@ -11,7 +11,7 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 
 /**
- * Runs one step of a chain: the input of the first one is null (it has no input that wants a gradient). The result is the caller's. `part` is the part
+ * Runs one step of a chain: the input of the first one is null or a constant (it has no input that wants a gradient). The result is the caller's. `part` is the part
  * of the model whose parameters the step uses.
  */
 export type Step = (input: Tensor | null, run: (input: Tensor | null) => Tensor, part: string) => Tensor;
@@ -70,9 +70,16 @@ export class Tape implements Disposable {
     return scope(() => noGrad(() => run(leaf)));
   };
 
+  /** Whether anything has been recorded: what comes after it has an input that wants a gradient. */
+  get isRecording(): boolean {
+    return this.#steps.length > 0;
+  }
+
+  /** Of the first step the input, where it has one, is a constant. */
   #leafOf(input: Tensor | null): Tensor | null {
-    invariant((input === null) === (this.#steps.length === 0), "only the first step of a tape has no input");
-    return input === null ? null : keep(detach(input)).setRequiresGrad(true);
+    const isFirst = this.#steps.length === 0;
+    invariant(input !== null || isFirst, "only the first step of a tape has no input");
+    return input === null ? null : keep(detach(input)).setRequiresGrad(!isFirst);
   }
 
   /** Walks back from the gradient of the last output, adding to the gradients of every parameter the steps used. Once per tape. */

@@ -167,7 +167,12 @@ export interface FolderContent {
 export function folderContent(
   parameters: readonly Parameter[],
   files: Record<string, unknown>,
-  options: { copyFrom?: string | undefined; maxShardBytes?: number | undefined } = {},
+  options: {
+    copyFrom?: string | undefined;
+    maxShardBytes?: number | undefined;
+    /** What is stored in a weight's place, of its shape and dtype; null: the weight. */
+    replace?: (name: string, weight: Tensor) => Tensor | null;
+  } = {},
 ): FolderContent {
   const limit = options.maxShardBytes ?? 5e9;
   const shards: { parameter: Parameter; part: ParameterPart }[][] = [];
@@ -190,7 +195,11 @@ export function folderContent(
       name: part.name,
       dtype: tensor.dtype,
       shape: part.shape,
-      read: () => noGrad(() => reshape(slice(tensor, 0, ...part.rows), part.shape)),
+      read: () =>
+        noGrad(() => {
+          const weight = reshape(slice(tensor, 0, ...part.rows), part.shape);
+          return options.replace?.(part.name, weight) ?? weight;
+        }),
     })),
   }));
   const texts = Object.entries(shards.length > 1 ? { ...files, [INDEX]: shardIndex(weights) } : files);

@@ -1,10 +1,13 @@
 /** What the passes of an update take beside weights, gradients and optimizer: plain arithmetic over a pack's size and a model's shape. */
 
+import { isVisionFrozen, loraOf } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
 import type { Packed } from "../model/packed.ts";
 import type { RecomputePlan } from "../model/pass.ts";
 import { patchWidth, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";
-import { textLayerCost, visionBlockCost } from "../model/recompute.ts";
+import { loraSites } from "../model/qwen2vl/lora-sites.ts";
+import { type LayerCost, loraKept, textLayerCost, visionBlockCost } from "../model/recompute.ts";
+import type { Recompute } from "../model/tape.ts";
 
 /** What decides how much a pass takes. */
 export interface PackSize {
@@ -47,11 +50,16 @@ export function activationBytes(
 ): number {
   const bytes = bytesOf(config);
   const { text, vision } = shape;
-  const perToken = textLayerCost(shape, recompute.text);
-  const perPatch = visionBlockCost(shape, recompute.vision, hasKernels(config));
+  const adapters = adapterCosts(config, shape);
+  const perToken = withAdapters(textLayerCost(shape, recompute.text), recompute.text, adapters.language);
+  const perPatch = withAdapters(
+    visionBlockCost(shape, recompute.vision, hasKernels(config)),
+    recompute.vision,
+    adapters.vision,
+  );
   const layers = T * text.numLayers * (perToken.kept * bytes + perToken.kept32 * 4);
   const blocks = N * vision.depth * (perPatch.kept * bytes + perPatch.kept32 * 4);
-  const trained = !config.model.freezeVision;
+  const trained = !isVisionFrozen(config);
   const made = Math.max(T * perToken.made, trained ? N * perPatch.made : 0);
   const head = 3 * Tc * text.hiddenSize;
   const logits = Tc * text.vocabSize * bytes;
@@ -94,12 +102,35 @@ export function recomputedShare(
   const work = ({ flops, moved }: { flops: number; moved: number }) => flops + moved * bytesOf(config) * FLOPS_PER_BYTE;
   const fused = hasKernels(config);
   const layers = T * shape.text.numLayers;
-  const blocks = config.model.freezeVision ? 0 : N * shape.vision.depth;
+  const blocks = isVisionFrozen(config) ? 0 : N * shape.vision.depth;
   const again =
     layers * work(textLayerCost(shape, recompute.text)) +
     blocks * work(visionBlockCost(shape, recompute.vision, fused));
   const forward = layers * textLayerCost(shape, "layer").flops + blocks * visionBlockCost(shape, "layer", fused).flops;
   return forward === 0 ? 0 : again / forward;
+}
+
+/** Values per row that the adapters of one layer of each part keep, and the widest input of one of them. */
+interface AdapterCost {
+  kept: number;
+  widest: number; // 0 where nothing is dropped
+}
+
+function adapterCosts(config: Config, shape: Qwen2VLConfig): { language: AdapterCost; vision: AdapterCost } {
+  const lora = loraOf(config);
+  const cost = (kind: "layer" | "block"): AdapterCost => {
+    if (lora === null) return { kept: 0, widest: 0 };
+    const sites = loraSites(shape, lora.targets).filter(({ part }) => part.kind === kind && part.index === 0);
+    const widest = lora.dropout > 0 ? Math.max(0, ...sites.map(({ columns }) => columns)) : 0;
+    return { kept: loraKept(sites, lora), widest };
+  };
+  return { language: cost("layer"), vision: cost("block") };
+}
+
+/** Beside what they keep, making a mask takes about four int32 values for each of an input's, which are dropped again at once. */
+function withAdapters(cost: LayerCost, level: Recompute, { kept, widest }: AdapterCost): LayerCost {
+  const isKept = level !== "layer";
+  return { ...cost, kept: cost.kept + (isKept ? kept : 0), made: cost.made + (isKept ? 0 : kept) + 8 * widest };
 }
 
 /** Whether the element-wise parts of a layer are kernels of the project's own. */

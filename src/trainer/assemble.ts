@@ -2,12 +2,14 @@
 
 import path from "node:path";
 import { requireData } from "../config/check.ts";
+import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { readDataset } from "../data/datasets.ts";
 import { PromptLoader } from "../data/loader.ts";
 import { Processor } from "../data/processor.ts";
 import type { Parameter } from "../model/parameter.ts";
+import { loadAdapter } from "../model/peft.ts";
 import { readConfig } from "../model/qwen2vl/config.ts";
 import { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { Sampler } from "../rollout/sampler.ts";
@@ -16,18 +18,40 @@ import type { Device, DType } from "../torch/tensor.ts";
 import type { Sample } from "../types.ts";
 import { VisionFeatures } from "./vision-features.ts";
 
-/** The policy as a run starts with it: model.path's weights or, with `model.init: random`, weights drawn with the run's seed. */
+/**
+ * The model as a run starts with it: model.path's weights or, with `model.init: random`, weights drawn with the run's seed; model.adapter merged into
+ * them.
+ */
 export function openModel(config: Config): Qwen2VL {
-  return config.model.init === "random"
-    ? Qwen2VL.random(readConfig(config.model.path), { ...placement(config), seed: config.seed })
-    : Qwen2VL.load(config.model.path, placement(config));
+  const model =
+    config.model.init === "random"
+      ? Qwen2VL.random(readConfig(config.model.path), { ...placement(config), seed: config.seed })
+      : Qwen2VL.load(config.model.path, placement(config));
+  try {
+    using adapter = adapterToMerge(config);
+    adapter?.mergeInto(model.parameters);
+    return model;
+  } catch (error) {
+    model[Symbol.dispose]();
+    throw error;
+  }
 }
 
 /** What openModel() makes a model of, one part of it after the other. They belong to the caller. */
-export function openParts(config: Config): Generator<Parameter[]> {
-  return config.model.init === "random"
-    ? Qwen2VL.randomParts(readConfig(config.model.path), { ...placement(config), seed: config.seed })
-    : Qwen2VL.loadParts(config.model.path, placement(config));
+export function* openParts(config: Config): Generator<Parameter[]> {
+  using adapter = adapterToMerge(config);
+  const parts =
+    config.model.init === "random"
+      ? Qwen2VL.randomParts(readConfig(config.model.path), { ...placement(config), seed: config.seed })
+      : Qwen2VL.loadParts(config.model.path, placement(config));
+  for (const parameters of parts) {
+    adapter?.mergeInto(parameters);
+    yield parameters;
+  }
+}
+
+function adapterToMerge({ model: { path, adapter }, ...config }: Config) {
+  return adapter === undefined ? null : loadAdapter(adapter, readConfig(path), placement(config));
 }
 
 /** The policy from another Hugging Face folder, e.g. a checkpoint's, on the device and in the dtype of the config. */
@@ -43,7 +67,7 @@ export interface Pipeline {
   processor: Processor;
   loader: PromptLoader;
   sampler: Sampler;
-  /** With model.freezeVision: what the sampler's tower has said of the questions it knows. */
+  /** Where the tower is frozen: what the sampler's tower has said of the questions it knows. */
   features: VisionFeatures | null;
   close(): Promise<void>;
 }
@@ -51,7 +75,7 @@ export interface Pipeline {
 /** @param bad counts bad samples together with others of the same run */
 export async function openPipeline(config: Config, model: Qwen2VL, bad?: BadSamples): Promise<Pipeline> {
   const processor = await Processor.load(config.model.path, config.data);
-  const features = config.model.freezeVision ? new VisionFeatures(model) : null;
+  const features = isVisionFrozen(config) ? new VisionFeatures(model) : null;
   const served = features?.serving(model) ?? model;
   const sampler = new Sampler({ model: served, tokenizer: processor.tokenizer, config: config.rollout });
   const loader = new PromptLoader({ processor, config: config.data, ...(bad && { bad }) });
@@ -91,10 +115,10 @@ export function applyDevice(config: Config): void {
   setDeterministic(config.deterministic);
 }
 
-export function deviceOf(config: Config): Device {
+export function deviceOf(config: Pick<Config, "device">): Device {
   return config.device as Device; // the schema's pattern is the type's
 }
 
-function placement(config: Config): { device: Device; dtype: DType } {
+function placement(config: Pick<Config, "device" | "dtype">): { device: Device; dtype: DType } {
   return { device: deviceOf(config), dtype: config.dtype };
 }

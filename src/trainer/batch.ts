@@ -16,6 +16,8 @@ export interface TrainPack {
   samplerLogprobs: Float32Array; // [Tc]
   lengths: number[]; // of its completions, in the order of their tokens; they sum to Tc
   sampleIds: string[];
+  /** Of each of its units: the places of its completions in their group. */
+  completionIndices: number[][];
 }
 
 /**
@@ -29,7 +31,7 @@ export function packBatch(
   batch: readonly Pick<RolloutGroup, "completions">[] = groups,
 ): TrainPack[] {
   const weightOf = tokenWeights(batch, config);
-  const units = config.sharedPrefix ? [...groups] : groups.flatMap(oneByOne);
+  const units: Unit[] = config.sharedPrefix ? [...groups] : groups.flatMap(oneByOne);
   return splitByTokens(units, unitTokens, config.tokensPerPack).map((unitsOfPack) => {
     const packed = packGroups(unitsOfPack.map(toPackedGroup));
     const members = unitsOfPack.flatMap((unit) =>
@@ -44,6 +46,7 @@ export function packBatch(
       samplerLogprobs: new Float32Array(tokens),
       lengths: members.map(({ completion }) => completion.ids.length),
       sampleIds: unitsOfPack.map((unit) => unit.prompt.sample.id),
+      completionIndices: unitsOfPack.map((unit) => unit.completions.map((_, i) => i + (unit.first ?? 0))),
     };
     let start = 0;
     for (const { completion, advantage } of members) {
@@ -98,13 +101,14 @@ export function splitByTokens<T>(units: readonly T[], tokensOf: (unit: T) => num
   return runs;
 }
 
-type Unit = Pick<RolloutGroup, "prompt" | "completions" | "advantages">;
+type Unit = Pick<RolloutGroup, "prompt" | "completions" | "advantages"> & { first?: number }; // the place in the group of its first completion
 
 function oneByOne({ prompt, completions, advantages }: Unit): Unit[] {
   return completions.map((completion, i) => ({
     prompt,
     completions: [completion],
     advantages: [advantages[i] as number],
+    first: i,
   }));
 }
 

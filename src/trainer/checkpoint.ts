@@ -1,6 +1,7 @@
 /**
  * Checkpoints: `<runDir>/checkpoint-<step>/` holds all that a run needs to go on as if it had never stopped.
- *   model/                  the policy as a Hugging Face folder, usable on its own
+ *   model/                  the policy as a Hugging Face folder, usable on its own; of a run with lora in its place
+ *   adapter/                the adapter in PEFT's layout: model.path, which is frozen, is read again
  *   optimizer.safetensors   AdamW's moments and, for bfloat16 weights, the 16 low bits of the float32 master; of a job of several ranks
  *                           optimizer-<n>-of-<ranks>.safetensors, each rank's part (saved-state.ts); any number of ranks goes on from either
  *   reference/              with trainer.referenceEvery: the reference policy as it is by now (moving-reference.ts); where it is cut over the ranks
@@ -20,6 +21,7 @@ import type { Config } from "../config/schema.ts";
 import type { Ranks } from "../distributed/ranks.ts";
 import { CheckpointError } from "../errors.ts";
 import type { Parameter } from "../model/parameter.ts";
+import { adapterContent } from "../model/peft.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { safetensorsHeader, type TensorEntry } from "../model/safetensors.ts";
 import { cat, reshape, slice, to } from "../torch/ops.ts";
@@ -30,6 +32,8 @@ import type { AdamW } from "./optimizer.ts";
 import { SavedState, savedName, stateFile } from "./saved-state.ts";
 
 const STATE = "state.json";
+const MODEL = "model";
+const ADAPTER = "adapter";
 
 export interface TrainState {
   stage: "grpo" | "sft";
@@ -71,11 +75,16 @@ export function checkpointFiles(
   });
   const own = tensorFile(stateFile(options.ranks), moments);
   if (options.ranks.rank > 0) return [own];
-  const { weights, texts, copies } = model.folderContent({ copyFrom: options.copyFrom });
+  const { adapter } = model;
+  const { weights, texts, copies } =
+    adapter === null
+      ? model.folderContent({ copyFrom: options.copyFrom })
+      : { ...adapterContent(adapter, options.copyFrom), copies: [] };
+  const folder = adapter === null ? MODEL : ADAPTER;
   return [
-    ...weights.map(({ name, tensors }) => tensorFile(`model/${name}`, tensors)),
-    ...texts.map(({ name, text }) => ({ name: `model/${name}`, bytes: Buffer.from(text) })),
-    ...copies.map(({ name, from }) => ({ name: `model/${name}`, copyOf: from })),
+    ...weights.map(({ name, tensors }) => tensorFile(`${folder}/${name}`, tensors)),
+    ...texts.map(({ name, text }) => ({ name: `${folder}/${name}`, bytes: Buffer.from(text) })),
+    ...copies.map(({ name, from }) => ({ name: `${folder}/${name}`, copyOf: from })),
     own,
     { name: STATE, bytes: Buffer.from(JSON.stringify(state, null, 1)) },
   ];
@@ -112,9 +121,20 @@ export function readCheckpoint(folder: string, stage: TrainState["stage"]): Trai
   return state;
 }
 
-/** The Hugging Face folder inside a checkpoint. */
+/** The Hugging Face folder inside a checkpoint. @throws CheckpointError where there is none */
 export function modelFolder(checkpoint: string): string {
-  return path.join(checkpoint, "model");
+  const folder = path.join(checkpoint, MODEL);
+  if (!existsSync(folder))
+    throw new CheckpointError(checkpoint, "holds an adapter and no model: set lora as its run had it");
+  return folder;
+}
+
+/** The folder in PEFT's layout inside a checkpoint of a run with lora. @throws CheckpointError where there is none */
+export function adapterFolder(checkpoint: string): string {
+  const folder = path.join(checkpoint, ADAPTER);
+  if (!existsSync(folder))
+    throw new CheckpointError(checkpoint, "holds a whole model and no adapter: its run had no lora");
+  return folder;
 }
 
 /** Gives the optimizer the state that a checkpoint holds. */

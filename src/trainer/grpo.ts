@@ -24,6 +24,7 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { needsReference } from "../config/care.ts";
+import { isVisionFrozen } from "../config/lora.ts";
 import { isOwn } from "../config/rewards.ts";
 import type { Config } from "../config/schema.ts";
 import type { Packed } from "../model/packed.ts";
@@ -40,6 +41,7 @@ import { assignAdvantages, uniformMetrics } from "./advantage.ts";
 import { deviceOf } from "./assemble.ts";
 import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
 import { careMetrics, giveBonuses } from "./care.ts";
+import { dropoutWords } from "./dropout.ts";
 import { drawGroups, filterMetrics, isKept } from "./dynamic-sampling.ts";
 import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
 import { lossMetrics, policyLoss, readTogether } from "./loss.ts";
@@ -62,6 +64,7 @@ import {
 } from "./session.ts";
 import { openShardedReference, type ShardedReference } from "./sharded-reference.ts";
 import { countsInLoss } from "./token-weights.ts";
+import { rateMetrics } from "./trained.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
 import type { VisionFeatures } from "./vision-features.ts";
 import { gatherGroups, imbalanceMetrics } from "./whole-batch.ts";
@@ -257,7 +260,7 @@ async function updatePolicy(
 ): Promise<Metrics> {
   const { config, model, optimizer } = run;
   const device = deviceOf(config);
-  const { freezeVision } = config.model;
+  const freezeVision = isVisionFrozen(config);
   const keepOld = config.trainer.iterations > 1 && oldLogprobs.length === 0;
   const stats: Tensor[] = []; // [7] per pack, see LOSS_STATS
   optimizer.zeroGrad(packs.length);
@@ -267,7 +270,8 @@ async function updatePolicy(
         const perToken = (values: Float32Array) => fromArray(values, [values.length], { device }); // [Tc]
         const visionCache = run.features?.ofPack(pack.packed); // of the rollout
         const recompute = run.planner.for(pack.packed);
-        using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision, visionCache });
+        const dropout = dropoutWords(config, step, pack.packed, pack);
+        using pass = model.pass(pack.packed, { grad: true, recompute, freezeVision, visionCache, dropout });
         const loss = policyLoss(
           {
             logprobs: pass.logprobs,
@@ -302,7 +306,7 @@ async function updatePolicy(
     }
     run.checkpoints.beforeUpdate();
     optimizer.step(rate, stats.at(-1) as Tensor);
-    return { ...metrics, "optimizer/learning_rate": rate };
+    return { ...metrics, ...rateMetrics(config, rate) };
   } finally {
     for (const tensor of stats) tensor.free();
   }

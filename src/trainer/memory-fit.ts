@@ -129,7 +129,8 @@ export function remediesFor(planned: Planned): Remedy[] {
   const tried = changesOf(planned).flatMap(({ text, apply }) => remedyOf(text, apply(planned)));
   const together = tried.length > 0 ? null : leastOf(planned, changesOf(planned));
   const wider = moreRanks(planned).flatMap((ranks) => remedyOf(`${ranks} GPUs`, { ...planned, ranks }));
-  const found = [...tried, ...(together === null ? [] : [together]), ...wider.slice(0, 1)];
+  const byKnobs = [...tried, ...(together === null ? [] : [together])];
+  const found = [...byKnobs, ...wider.slice(0, 1), ...(byKnobs.length === 0 ? withAdapter(planned) : [])];
   if (found.length > 0) return found;
   for (const ranks of moreRanks(planned)) {
     const at = { ...planned, ranks };
@@ -174,7 +175,13 @@ function changesOf({ stage, config, shape, size, ranks }: Planned): Change[] {
   const { distributed, model, optimizer, trainer, rollout, device } = config;
   const trains = stage !== "eval";
   if (trains && ranks > 1 && !distributed.shardGradients) knob("distributed", "shardGradients", true);
-  if (stage === "grpo" && ranks > 1 && needsReference(trainer) && !distributed.shardReference)
+  if (
+    stage === "grpo" &&
+    ranks > 1 &&
+    needsReference(trainer) &&
+    config.lora === undefined &&
+    !distributed.shardReference
+  )
     knob("distributed", "shardReference", true);
   if (trains && model.recompute !== "auto" && model.recompute !== "layer") knob("model", "recompute", "auto");
   if (trains && size !== null) {
@@ -195,6 +202,33 @@ function changesOf({ stage, config, shape, size, ranks }: Planned): Change[] {
   if (optimizer.moments !== "int8") knob("optimizer", "moments", "int8");
   return changes;
 }
+
+/** An adapter in place of all parameters, with as few changes as it takes: another way to train, so it is named where no knob does. */
+function withAdapter(planned: Planned): Remedy[] {
+  if (planned.stage === "eval" || planned.config.lora !== undefined) return [];
+  const at = ADAPTER.apply(planned);
+  const alone = remedyOf(ADAPTER.text, at);
+  if (alone.length > 0) return alone;
+  const together = leastOf(at, changesOf(at), ADAPTER.text);
+  return together === null ? [] : [together];
+}
+
+/** What contradicts an adapter goes with it. */
+const ADAPTER: Change = {
+  text: "lora.rank: 16",
+  apply: (now) => {
+    const { model, trainer, optimizer, distributed } = now.config;
+    const config = {
+      ...now.config,
+      lora: { rank: 16, alpha: 32, dropout: 0, rslora: false, parts: ["language" as const] },
+      model: { ...model, recompute: model.recompute === "selective" ? ("auto" as const) : model.recompute },
+      trainer: { ...trainer, freeze: [], referenceEvery: 0 },
+      optimizer: { ...optimizer, partRates: {} },
+      distributed: { ...distributed, shardReference: false },
+    };
+    return { ...now, config };
+  },
+};
 
 /** Twice as many, and so on, as far as there are questions for them. */
 function moreRanks({ config, ranks }: Pick<Planned, "config" | "ranks">): number[] {

@@ -21,6 +21,7 @@ interface Slot {
   weight: Tensor; // all of it
   start: number; // of the parameter, from the beginning of the part on; negative where it begins before
   key: number[];
+  rate: number; // a multiple of the learning rate
   decays: boolean;
   /** Views of the moments and, of a bfloat16 weight, the low bits. */
   state: StateEntry[];
@@ -46,6 +47,7 @@ interface KeyedParameter {
   name: string;
   weight: Tensor;
   key: number[]; // words of the key of its random numbers
+  rate: number; // a multiple of the learning rate
 }
 
 /** This rank's part of each bucket. */
@@ -60,11 +62,14 @@ export function sharesOf(
     const size = bucket.size / world;
     const begin = bucket.begin / world;
     const first = bucket.begin + rank * size; // of this part, in the flat layout
-    const slots = parameters.flatMap(({ name, weight, key }, p) => {
+    const slots = parameters.flatMap(({ name, weight, key, rate }, p) => {
       const start = (starts[p] as number) - first;
       if (start >= size || start + weight.numel <= 0) return [];
       return [
-        { weight, start, key, decays: weight.ndim >= 2, state: stateOf(name, weight, start, begin, size, buffers) },
+        {
+          ...{ weight, start, key, rate, decays: weight.ndim >= 2 },
+          state: stateOf(name, weight, start, begin, size, buffers),
+        },
       ];
     });
     const weights = view(buffers.weights, bucket.begin, bucket.begin + bucket.size);
@@ -102,6 +107,28 @@ function stateOf(
   if (vScale !== null) state.push(blocks("v_scale", vScale));
   if (low !== null) state.push(view("low", low));
   return state;
+}
+
+/** Neighbouring moments of one learning rate: elements from `at` on of a share. */
+interface RateRun extends MomentTensors {
+  rate: number;
+  at: number;
+}
+
+/** The moments of elements from `begin` on of a share, cut where the learning rate changes; views in the caller's scope. */
+export function* byRate({ slots }: Share, moments: MomentTensors, begin: number): Generator<RateRun> {
+  const end = begin + moments.m.numel;
+  const firsts = slots.filter(({ rate }, i) => i === 0 || rate !== slots[i - 1]?.rate);
+  for (const [i, { rate, start }] of firsts.entries()) {
+    const from = Math.max(begin, i === 0 ? 0 : start);
+    const to = Math.min(end, firsts[i + 1]?.start ?? end);
+    if (from >= to) continue;
+    const cut = (tensor: Tensor, unit: number) =>
+      from === begin && to === end ? tensor : slice(tensor, 0, (from - begin) / unit, (to - begin) / unit);
+    const scales = (tensor: Tensor | null) => tensor && cut(tensor, BLOCK);
+    const { m, v, mScale, vScale } = moments;
+    yield { rate, at: from, m: cut(m, 1), v: cut(v, 1), mScale: scales(mScale), vScale: scales(vScale) };
+  }
 }
 
 /** The first arguments of grove::adamw_. */

@@ -22,7 +22,7 @@ import { bucketLayout } from "./flat-layout.ts";
 import { flattenWeights } from "./flat-weights.ts";
 import { type Backward, type Gradients, WholeGradients } from "./gradients.ts";
 import { createMoments, MOMENT_DTYPES, type MomentKind, type Moments } from "./moments.ts";
-import { freeShare, type Share, type StateEntry, segments, sharesOf } from "./optimizer-shares.ts";
+import { byRate, freeShare, type Share, type StateEntry, segments, sharesOf } from "./optimizer-shares.ts";
 import { ShardedGradients } from "./sharded-gradients.ts";
 
 const adamw = op("grove::adamw_");
@@ -43,13 +43,14 @@ export class AdamW implements Disposable {
    * @param seed with a parameter's name, the number of the update and the place in the parameter, the key of what rounds moments of few bits
    * @param ranks that make the same updates together; their weights move into one flat buffer
    * @param options.shardGradients every rank keeps its parts of the gradients alone
+   * @param options.rateOf a parameter's learning rate as a multiple of step()'s; default: 1
    */
   constructor(
     parameters: readonly Parameter[],
     config: Config["optimizer"],
     seed = 0,
     ranks: Ranks = ALONE,
-    options: { shardGradients?: boolean } = {},
+    options: { shardGradients?: boolean; rateOf?: (parameter: string) => number } = {},
   ) {
     this.#config = config;
     this.#ranks = ranks;
@@ -66,7 +67,8 @@ export class AdamW implements Disposable {
     this.#low = dtype === "bfloat16" ? keep(zeros([own], { dtype: "int16", device })) : null;
     this.#moments = createMoments(config.moments, own, device, config.offload);
     const keyed = parameters.map(({ name, tensor }) => {
-      return { name, weight: tensor, key: hash64(seed, "moments", name) };
+      const rate = options.rateOf?.(name) ?? 1;
+      return { name, weight: tensor, key: hash64(seed, "moments", name), rate };
     });
     const buffers = { ...this.#moments.whole, low: this.#low, weights: this.#weights };
     this.#shares = sharesOf(keyed, layout, ranks, { ...buffers, gradients: this.#gradients.own });
@@ -120,9 +122,13 @@ export class AdamW implements Disposable {
     let at = this.#shares.length - 1;
     this.#moments.update(({ m, v, mScale, vScale }, begin) => {
       const share = this.#shares[at] as Share;
-      const moments = [m, v, mScale, vScale, gradNorm, begin - share.begin];
-      const rates = [maxGradNorm, learningRate, beta1, beta2, eps, weightDecay, this.#updates];
-      if (share.slots.length > 0) adamw(...segments(share.slots), share.grad, share.low, ...moments, ...rates);
+      scope(() => {
+        for (const run of byRate(share, { m, v, mScale, vScale }, begin - share.begin)) {
+          const moments = [run.m, run.v, run.mScale, run.vScale, gradNorm, run.at];
+          const rates = [maxGradNorm, learningRate * run.rate, beta1, beta2, eps, weightDecay, this.#updates];
+          adamw(...segments(share.slots), share.grad, share.low, ...moments, ...rates);
+        }
+      });
       if (begin > share.begin) return;
       const { group } = this.#ranks;
       if (group !== null && share.weights !== null) arriving.push(group.allGather(share.weights));

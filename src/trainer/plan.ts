@@ -7,6 +7,7 @@
  */
 
 import { needsReference } from "../config/care.ts";
+import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
 import type { RecomputePlan } from "../model/pass.ts";
 import { headDim, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";
@@ -122,7 +123,7 @@ function featureBytes(
   const again =
     steps === undefined ? epochs > 1 : records === undefined || steps * config.trainer.questionsPerStep > records;
   const recurs = again || resampleRounds > 0; // a question that fills a place may have been asked
-  const { freezeVision } = config.model;
+  const freezeVision = isVisionFrozen(config);
   const wholeReference = needsReference(config.trainer) && !(ranks > 1 && config.distributed.shardReference); // only such a one keeps what its tower says
   const keeps = stage === "grpo" ? freezeVision || (recurs && wholeReference) : freezeVision && recurs;
   if (!keeps || size.vision === 0) return 0;

@@ -3,10 +3,11 @@
  * results are the same bits at every level, so the choice may be made anew for each pack, from what is free. Arithmetic alone: a dry run asks too.
  */
 
+import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
 import type { RecomputePlan } from "../model/pass.ts";
 import type { Qwen2VLConfig } from "../model/qwen2vl/config.ts";
-import { LEVELS } from "../model/recompute.ts";
+import { LEVELS, LORA_LEVELS } from "../model/recompute.ts";
 import type { Recompute } from "../model/tape.ts";
 import { activationBytes, type PackSize, recomputedShare, updateWorkspace } from "./activations.ts";
 
@@ -25,16 +26,22 @@ const ALLOWED: Record<Config["model"]["recompute"], readonly Recompute[]> = {
   layer: ["layer"],
 };
 
+function allowedFor(part: "language" | "vision", { model, lora }: Config): readonly Recompute[] {
+  const allowed = ALLOWED[model.recompute];
+  return lora?.parts.includes(part) ? allowed.filter((level) => LORA_LEVELS.includes(level)) : allowed;
+}
+
 /** What may be chosen for a pack, each dearer to compute and smaller than the one before. */
 export function recomputeChoices(
   pack: PackSize,
   config: Config,
   shape: Qwen2VLConfig,
 ): [RecomputeChoice, ...RecomputeChoice[]] {
-  const allowed = ALLOWED[config.model.recompute];
-  const ofVision = config.model.freezeVision || pack.patches === 0 ? allowed.slice(0, 1) : allowed;
+  const ofText = allowedFor("language", config);
+  const vision = allowedFor("vision", config);
+  const ofVision = isVisionFrozen(config) || pack.patches === 0 ? vision.slice(0, 1) : vision;
   const workspace = updateWorkspace(pack, config, shape);
-  const all = allowed.flatMap((text) =>
+  const all = ofText.flatMap((text) =>
     ofVision.map((vision): RecomputeChoice => {
       const plan = { text, vision };
       const bytes = activationBytes(pack, config, shape, plan) + workspace;

@@ -16,12 +16,11 @@ import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
 import { patiently } from "../torch/progress.ts";
 import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Sample } from "../types.ts";
-import { applyDevice, loadModel, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
+import { applyDevice, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
   type CheckpointFile,
   checkpointFiles,
   fingerprint,
-  modelFolder,
   readCheckpoint,
   recordsFingerprint,
   restoreOptimizer,
@@ -31,9 +30,11 @@ import { latestCheckpoint } from "./checkpoint-folder.ts";
 import { Checkpointer } from "./checkpointer.ts";
 import { replaceFolder } from "./files.ts";
 import { AdamW } from "./optimizer.ts";
+import { openPolicy, savePolicy } from "./policy.ts";
 import { measureQuestions, type PlacedSample, QuestionShares } from "./question-shares.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
 import { totalSteps } from "./schedule.ts";
+import { rateShares, takeTrained } from "./trained.ts";
 import type { TrainHooks } from "./training-loop.ts";
 import type { StepPrompts } from "./whole-batch.ts";
 
@@ -121,12 +122,14 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const folder = own(new RunFolder(config, ranks.isFirst ? first : { follower: ranks.rank }));
     hooks.onOpen?.();
     announce(session, hooks, checkpoint, state);
-    const model = own(checkpoint === undefined ? openModel(config) : loadModel(modelFolder(checkpoint), config));
+    const model = own(openPolicy(config, checkpoint));
     const startWeights = state?.start ?? fingerprint(model.parameters);
-    ranks.requireSame({ weights: fingerprint(model.parameters) });
-    const optimizer = own(
-      new AdamW(trainable(model, config), config.optimizer, config.seed, ranks, config.distributed),
-    );
+    if (model.adapter !== null) requireStartWeights({ config, startWeights }, fingerprint(model.parameters));
+    ranks.requireSame({ weights: fingerprint([...model.parameters, ...(model.adapter?.parameters ?? [])]) });
+    const { shardGradients } = config.distributed;
+    const trained = takeTrained(model, config);
+    const options = { shardGradients, rateOf: rateShares(config) };
+    const optimizer = own(new AdamW(trained, config.optimizer, config.seed, ranks, options));
     if (checkpoint !== undefined && state !== null) restoreOptimizer(checkpoint, state, optimizer);
     const pipeline = await openPipeline(config, model, bad);
     const { questionsPerStep } = config.trainer;
@@ -176,11 +179,13 @@ export async function closeSession(session: Session): Promise<void> {
 }
 
 /**
- * The reference policy: the model as it was before the first step, a copy of the policy in a new run, read or drawn again in a resumed one.
+ * The reference policy: the model as it was before the first step, a copy of the policy in a new run, read or drawn again in a resumed one. Of a
+ * policy with an adapter it is the model without it, in the same memory.
  * @throws CheckpointError when the weights at model.path are no longer those the run started from.
  */
 export function openReference(session: Session): Qwen2VL {
   const { config, model, firstStep } = session;
+  if (model.adapter !== null) return model.withoutAdapter();
   const reference = firstStep === 0 ? model.clone() : openModel(config);
   try {
     requireStartWeights(session, fingerprint(reference.parameters));
@@ -192,11 +197,14 @@ export function openReference(session: Session): Qwen2VL {
 }
 
 /** @throws CheckpointError unless weights with this fingerprint are those the run started from */
-export function requireStartWeights({ config, startWeights }: Session, found: string): void {
+export function requireStartWeights(
+  { config, startWeights }: Pick<Session, "config" | "startWeights">,
+  found: string,
+): void {
   if (found === startWeights) return;
   throw new CheckpointError(
     config.model.path,
-    "holds other weights than those this run started from; they are its reference policy",
+    "holds other weights than those this run started from; they are its reference policy and, with lora, what is trained beside",
   );
 }
 
@@ -276,10 +284,10 @@ export async function saveSession(session: Session, step: number, last: boolean,
   await session.checkpoints.save(step, [...files, ...(session.moreFiles?.() ?? [])], { last, value });
 }
 
-/** Writes the policy to `<runDir>/final`, with tokenizer and processor files beside it. Returns the folder. */
+/** Writes the policy to `<runDir>/final`, with tokenizer and processor files and, in `adapter/`, its adapter beside it. Returns the folder. */
 export function exportSession({ config, folder, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
-  const write = (temporary: string) => model.save(temporary, { copyFrom: config.model.path });
+  const write = (temporary: string) => savePolicy(model, temporary, config.model.path);
   if (ranks.isFirst) patiently(() => replaceFolder(final, write));
   return final;
 }
@@ -311,12 +319,6 @@ export function memoryMetrics(): Metrics {
     "memory/live_gib": live.bytes / GIB,
     "memory/peak_gib": (total > 0 ? peak : process.resourceUsage().maxRSS * 1024) / GIB,
   };
-}
-
-function trainable(model: Qwen2VL, config: Config) {
-  return config.model.freezeVision
-    ? model.parameters.filter(({ name }) => !name.startsWith("visual."))
-    : model.parameters;
 }
 
 /** The knobs that all ranks of a job have alike. */

@@ -12,6 +12,7 @@
  */
 
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { DataError } from "../errors.ts";
@@ -22,6 +23,7 @@ import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 import type { Metrics, Prompt, Sample } from "../types.ts";
 import { splitByTokens } from "./batch.ts";
+import { dropoutWords, type PackMembers } from "./dropout.ts";
 import { questionsRecur } from "./feature-sources.ts";
 import { readTogether } from "./loss.ts";
 import { firstNonFinite, StopWatch } from "./metrics.ts";
@@ -39,6 +41,7 @@ import {
   type Session,
   saveSession,
 } from "./session.ts";
+import { rateMetrics } from "./trained.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
 
 interface SftRun extends Session {
@@ -105,7 +108,7 @@ async function updatePolicy(
   tokens: number,
 ): Promise<Metrics> {
   const { config, model, optimizer } = run;
-  const { freezeVision } = config.model;
+  const freezeVision = isVisionFrozen(config);
   const stats: Tensor[] = []; // per pack: sums of -log p and of the entropy
   optimizer.zeroGrad(packs.length);
   try {
@@ -114,7 +117,8 @@ async function updatePolicy(
         const packed = packGroups(groups);
         const visionCache = run.features?.ofPack(packed);
         const recompute = run.planner.for(packed);
-        using pass = model.pass(packed, { grad: true, recompute, freezeVision, visionCache });
+        const dropout = dropoutWords(config, step, packed, membersOf(groups));
+        using pass = model.pass(packed, { grad: true, recompute, freezeVision, visionCache, dropout });
         stats.push(keep(stack([sum(pass.logprobs), sum(pass.entropy)])));
         const gradient = full(pass.logprobs.shape, -1 / tokens, { device: model.device }); // d loss / d logprob
         optimizer.backward((watch) => pass.backward(gradient, null, watch));
@@ -132,7 +136,7 @@ async function updatePolicy(
     if (bad !== undefined) throw refuseBatch(run, step + 1, bad, packs.flat(), values);
     run.checkpoints.beforeUpdate();
     optimizer.step(rate, stats.at(-1) as Tensor);
-    return { ...metrics, "optimizer/learning_rate": rate };
+    return { ...metrics, ...rateMetrics(config, rate) };
   } finally {
     for (const tensor of stats) tensor.free();
   }
@@ -160,6 +164,10 @@ export async function trainSft(config: Config, hooks: TrainHooks = {}): Promise<
   } finally {
     await closeSession(session);
   }
+}
+
+function membersOf(records: readonly SftRecord[]): PackMembers {
+  return { sampleIds: records.map(({ prompt }) => prompt.sample.id), completionIndices: records.map(() => [0]) };
 }
 
 function recordTokens({ prompt, completions }: SftRecord): number {

@@ -6,7 +6,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { main } from "../../src/cli/main.ts";
-import { loadConfig, parseConfig } from "../../src/config/load.ts";
+import { dumpConfig, loadConfig, parseConfig } from "../../src/config/load.ts";
 import { capture } from "./capture.ts";
 
 const folder = fileURLToPath(new URL("../../configs/", import.meta.url));
@@ -25,6 +25,7 @@ const USES: Record<string, { commands: string[]; base?: string }> = {
   "8xa100.yaml": { commands: ["grpo", "eval"] },
   "8xa100-care.yaml": { commands: ["grpo", "eval"] },
   "8xa100-sft.yaml": { commands: ["sft"] },
+  "lora-24gb.yaml": { commands: ["grpo", "sft", "eval"] },
   "eval-seed-bench-r1.yaml": { commands: ["eval"] },
   "eval-longvideobench.yaml": { commands: ["eval"] },
   "quickstart.yaml": { commands: ["eval"] },
@@ -80,6 +81,21 @@ test.each([
 ])("a plan for what cannot be is refused: %j", async (flags, message) => {
   expect(await main(["grpo", "--dry-run", "--config", at("8xa100.yaml"), ...flags])).toBe(1);
   expect(err.text).toMatch(message);
+});
+
+test("an adapter on 7B fits one GPU of 24 GiB, all of its weights do not", async () => {
+  const plan = ["grpo", "--dry-run", "--config", at("lora-24gb.yaml"), "--device-memory", "24"];
+  expect(await main(plan)).toBe(0);
+  expect(out.text).toMatch(/^# fits 24\.00 GiB/m);
+  expect(out.text).not.toMatch(/^# {3}reference: /m);
+  expect(Number(/^# {3}gradients: ([\d.]+)$/m.exec(out.text)?.[1])).toBeLessThan(0.1);
+  const all = { ...loadConfig({ files: [at("lora-24gb.yaml")] }), lora: undefined };
+  const file = path.join(mkdtempSync(path.join(tmpdir(), "grove-whole-")), "whole.yaml");
+  writeFileSync(file, dumpConfig(all));
+  out.text = "";
+  expect(await main([...plan.slice(0, 3), file, ...plan.slice(4)])).toBe(1);
+  rmSync(path.dirname(file), { recursive: true });
+  expect(out.text).toMatch(/^# does not fit 24\.00 GiB/m);
 });
 
 test("a run that this machine's GPUs cannot hold is refused before anything is loaded", async () => {

@@ -115,3 +115,21 @@ test("what it ran on", async () => {
   expect(ran.versions.grove).toMatch(/^\d+\.\d+\.\d+/);
   expect(ran.versions.ffmpeg).not.toBe("");
 });
+
+test("an adapter that is merged decides, and so do its files; without one nothing is noted", () => {
+  expect(decidingSettings(config()).model).not.toHaveProperty("adapter");
+  const adapter = path.join(root, "adapter");
+  mkdirSync(adapter);
+  const file = path.join(adapter, "adapter_model.safetensors");
+  writeFileSync(file, "a");
+  const model = { path: folder, adapter };
+  expect(changed({ model })).toEqual([
+    `model.adapter: unset -> ${JSON.stringify(adapter)}`,
+    expect.stringMatching(/^model\.adapterFiles: unset -> /),
+  ]);
+  const before = decidingSettings(config({ model }));
+  writeFileSync(file, "another");
+  expect(changedSettings(before, decidingSettings(config({ model })))).toEqual([
+    expect.stringMatching(/^model\.adapterFiles: /),
+  ]);
+});

@@ -133,6 +133,18 @@ test.each([
   }
 });
 
+test("where neither knobs nor as many GPUs as there are questions do, an adapter does, with what else it takes", () => {
+  const at = planned({ config: config({ trainer: { questionsPerStep: 1 } }), device: 30 * GIB });
+  expect(fitOf(at).verdict).toBe("cannot");
+  const [remedy, ...others] = remediesFor(at);
+  expect(others).toEqual([]);
+  expect(remedy?.text).toMatch(/^lora\.rank: 16( and |$)/);
+  expect(remedy?.needs).toBeLessThan(30 * GIB);
+  const lora = { ...at, config: config({ trainer: { questionsPerStep: 1 }, lora: { rank: 16 } }), device: 10 * GIB };
+  expect(remediesFor(lora)).toEqual([]);
+  expect(remediesFor({ ...at, stage: "eval", device: 10 * GIB })).toEqual([]);
+});
+
 test("packs that are too large: tokensPerPack is named, with the size of one group", () => {
   const large = config({
     model: { path: "x", recompute: "layer" },

@@ -21,8 +21,11 @@ import {
   visionEstimate,
 } from "../../src/trainer/plan.ts";
 import { makePlan } from "../../src/trainer/plan-text.ts";
+import { openPolicy } from "../../src/trainer/policy.ts";
+import { recomputeChoices } from "../../src/trainer/recompute-plan.ts";
 import { responseIds } from "../../src/trainer/sft.ts";
 import { stateBytes } from "../../src/trainer/sharded-memory.ts";
+import { takeTrained } from "../../src/trainer/trained.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
 /** Qwen2-VL-7B-Instruct's config.json, what decides sizes. */
@@ -207,6 +210,43 @@ test.each([
     expect(part?.bytes).toBe(slotBytes(slots, sizesOf(model)));
   }
   expect(liveTensors().bytes).toBe(withModel);
+});
+
+test.each([
+  {},
+  { parts: ["language", "vision"] },
+])("an adapter (%j) takes the bytes that the plan says, and its reference none", (lora) => {
+  const model = { path: world.model, init: "random" };
+  const some = tinyConfig(world, "plan lora", { model, lora: { rank: 3, ...lora } });
+  using policy = openPolicy(some, undefined);
+  const state = stateBytes(some, policy.config, 1);
+  const all = [...policy.parameters, ...(policy.adapter?.parameters ?? [])];
+  expect(state.weights).toBe(all.reduce((sum, { tensor }) => sum + tensor.nbytes, 0));
+  expect(state.reference).toBe(0);
+  const before = liveTensors().bytes;
+  using _reference = policy.withoutAdapter();
+  using _optimizer = new AdamW(takeTrained(policy, some), some.optimizer);
+  const tables = 2 * 1024; // of the reference's rotations
+  expect(Math.abs(liveTensors().bytes - before - state.gradients - state.optimizer)).toBeLessThan(tables);
+});
+
+test("what an adapter's layers keep: its inputs' masks with dropout, and no levels between none and whole layers", () => {
+  const lora = (more: object) => config({ model: { path: "unused" }, lora: more });
+  const pack = { tokens: 100, completionTokens: 10, patches: 0 };
+  const bytes = (some: Config, text: Recompute) => activationBytes(pack, some, seven, { text, vision: "none" });
+  const plain = config({ model: { path: "unused" } });
+  const { numLayers, hiddenSize, intermediateSize } = seven.text;
+  const item = plain.dtype === "bfloat16" ? 2 : 4;
+  const extra = bytes(lora({ rank: 8, targets: ["q_proj", "v_proj"] }), "none") - bytes(plain, "none");
+  expect(extra).toBe(100 * numLayers * 2 * 8 * item);
+  const down = bytes(lora({ rank: 8, targets: ["down_proj"] }), "none") - bytes(plain, "none");
+  expect(down).toBe(100 * numLayers * (8 + intermediateSize) * item);
+  const drops =
+    bytes(lora({ targets: ["o_proj"], dropout: 0.1 }), "none") - bytes(lora({ targets: ["o_proj"] }), "none");
+  expect(drops).toBe(100 * (numLayers * 2 + 8) * hiddenSize * item);
+  expect(recomputeChoices(pack, lora({}), seven).map(({ plan }) => plan.text)).toEqual(["none", "layer"]);
+  const visionOnly = recomputeChoices(pack, lora({ parts: ["vision"] }), seven).map(({ plan }) => plan.text);
+  expect(visionOnly).toEqual(["none", "norms", "mlp", "layer"]);
 });
 
 test("the plan of a run that can be made: data, steps, measured prompts, memory", async () => {

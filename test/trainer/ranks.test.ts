@@ -190,6 +190,28 @@ test("reward functions of each rank's own process, some of which do not apply, a
   }
 });
 
+test("an adapter with dropout, and parts frozen or with rates of their own", async () => {
+  const lora = { rank: 2, alpha: 4, dropout: 0.2, parts: ["language", "vision"] };
+  const few = withTrainer({ questionsPerStep: 5, evalEvery: 0 });
+  const rates = { ...few.optimizer, partRates: { vision: 1e-4, "language.head": 3e-4 } };
+  for (const [name, more, resumes] of [
+    ["lora", { ...few, lora }, true],
+    ["parts", { ...few, optimizer: rates, trainer: { ...few.trainer, freeze: ["language.embedding"] } }, false],
+  ] as const) {
+    const one = tinyConfig(world, `${name}-1`, more);
+    await run(1, one, "grpo");
+    const two = tinyConfig(world, `${name}-2`, sharded(GRADIENTS, more));
+    await run(2, two, "grpo");
+    expectSameRun(two, one);
+    if (!resumes) continue;
+    const resumed = tinyConfig(world, `${name}-resumed`, more);
+    cpSync(two.runDir, resumed.runDir, { recursive: true });
+    for (const later of ["checkpoint-10", "final"]) rmSync(path.join(resumed.runDir, later), { recursive: true });
+    await run(1, resumed, "grpo", true);
+    expectSameRun(resumed, one);
+  }
+});
+
 test("other questions in place of groups that teach nothing, statistics of the batch, penalties and a moving reference", async () => {
   const algorithm = {
     ...{ loss: "dapo", iterations: 2, advantage: "reinforce++-baseline", filterUniform: true, resampleRounds: 2 },

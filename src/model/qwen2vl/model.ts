@@ -5,6 +5,7 @@ import { noGrad } from "../../torch/autograd.ts";
 import { scope } from "../../torch/scope.ts";
 import type { Device, DType, Tensor } from "../../torch/tensor.ts";
 import type { VisionInput } from "../../types.ts";
+import type { Adapter } from "../adapter.ts";
 import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
 import type { Packed } from "../packed.ts";
 import type { Parameter } from "../parameter.ts";
@@ -22,8 +23,9 @@ import {
   saveFolder,
 } from "../weights.ts";
 import { configJson, generationJson, headDim, type Qwen2VLConfig, readConfig } from "./config.ts";
-import { byPart, groupWeights, parameterSpecs, type TextWeights, type VisionWeights } from "./parameters.ts";
-import { embedTokens, linear, rmsNorm, textLayers } from "./text.ts";
+import { byPart, groupWeights, parameterSpecs, partOf, type TextWeights, type VisionWeights } from "./parameters.ts";
+import { embedTokens, textLayers } from "./text.ts";
+import { linear, rmsNorm } from "./text-ops.ts";
 import { visionBatch, visionTower } from "./vision.ts";
 
 export interface ModelOptions {
@@ -39,15 +41,26 @@ export class Qwen2VL implements Disposable {
   /** In the order of the forward pass. A tied head is the embedding, and is here once. */
   readonly parameters: readonly Parameter[];
   readonly weights: { text: TextWeights; vision: VisionWeights };
+  /** What is beside the parameters and part of the model. */
+  readonly adapter: Adapter | null;
   readonly #textRope: Rope;
   readonly #visionRope: Rope;
+  #owns: boolean; // parameters and adapter
 
-  private constructor(config: Qwen2VLConfig, parameters: readonly Parameter[], options: ModelOptions) {
+  private constructor(
+    config: Qwen2VLConfig,
+    parameters: readonly Parameter[],
+    options: ModelOptions,
+    { adapter = null, owns = true }: { adapter?: Adapter | null; owns?: boolean } = {},
+  ) {
     this.config = config;
     this.device = options.device;
     this.dtype = options.dtype;
     this.parameters = parameters;
-    this.weights = groupWeights(config, parameters);
+    this.adapter = adapter;
+    this.#owns = owns;
+    const weights = groupWeights(config, parameters);
+    this.weights = adapter?.beside(weights) ?? weights;
     const { text, vision } = config;
     const quarter = vision.embedDim / vision.numHeads / 4;
     const { device } = options;
@@ -89,13 +102,26 @@ export class Qwen2VL implements Disposable {
     return new Qwen2VL(config, parameters, options);
   }
 
-  /** A frozen copy: the same values in new memory, no gradients. */
+  /** A model of these parameters with an adapter beside them. It takes both over: this one is of no use any more. */
+  withAdapter(adapter: Adapter): Qwen2VL {
+    this.#owns = false;
+    this[Symbol.dispose]();
+    return new Qwen2VL(this.config, this.parameters, this, { adapter });
+  }
+
+  /** The model without its adapter, over the same memory, which stays this model's. */
+  withoutAdapter(): Qwen2VL {
+    return new Qwen2VL(this.config, this.parameters, this, { owns: false });
+  }
+
+  /** A frozen copy: the same values in new memory, no gradients. Of a model without an adapter. */
   clone(): Qwen2VL {
+    invariant(this.adapter === null, "a model with an adapter is not copied: withoutAdapter() is its reference");
     return new Qwen2VL(this.config, copyParameters(this.parameters), this);
   }
 
   /**
-   * The files of a Hugging Face folder: config.json, generation_config.json, weights under Qwen2-VL's original names.
+   * The files of a Hugging Face folder: config.json, generation_config.json, weights under Qwen2-VL's original names, an adapter merged into them.
    * @param options.copyFrom a folder whose tokenizer and processor files are copied along
    */
   folderContent(options: { copyFrom?: string; maxShardBytes?: number } = {}): FolderContent {
@@ -103,7 +129,11 @@ export class Qwen2VL implements Disposable {
       "config.json": configJson(this.config, this.dtype),
       "generation_config.json": generationJson(this.config),
     };
-    return folderContent(this.parameters, files, options);
+    const { adapter } = this;
+    return folderContent(this.parameters, files, {
+      ...options,
+      ...(adapter && { replace: (name, weight) => adapter.merged(name, weight) }),
+    });
   }
 
   /**
@@ -162,8 +192,15 @@ export class Qwen2VL implements Disposable {
       vision: this.weights.vision,
       textRope: this.#textRope,
       visionRope: this.#visionRope,
+      trained: options.grad ? this.#trainedParts() : new Set(),
     };
     return new PackedPass(model, pack, options);
+  }
+
+  /** Parts with a weight, or an adapter beside one, that wants a gradient. */
+  #trainedParts(): Set<string> {
+    const all = [...this.parameters, ...(this.adapter?.parameters ?? [])];
+    return new Set(all.filter(({ tensor }) => tensor.requiresGrad).map(({ name }) => partOf(name)));
   }
 
   /** Positions per head: what a key-value cache holds for each token and layer is 2 * numKvHeads * headDim values. */
@@ -172,7 +209,10 @@ export class Qwen2VL implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const { tensor } of this.parameters) tensor.free();
+    if (this.#owns) {
+      for (const { tensor } of this.parameters) tensor.free();
+      this.adapter?.[Symbol.dispose]();
+    }
     this.#textRope[Symbol.dispose]();
     this.#visionRope[Symbol.dispose]();
   }

@@ -5,8 +5,25 @@
 
 import { invariant } from "../../errors.ts";
 import type { Tensor } from "../../torch/tensor.ts";
+import type { LoraPair } from "../lora.ts";
 import { fusedSpec, type Parameter, type ParameterSpec, plainSpec } from "../parameter.ts";
 import { headDim, patchWidth, type Qwen2VLConfig } from "./config.ts";
+
+/** Adapters of a decoder layer, where it has them. */
+export interface TextLayerLora {
+  qkv?: LoraPair;
+  o?: LoraPair;
+  gateUp?: LoraPair;
+  down?: LoraPair;
+}
+
+/** Adapters of a block of the vision tower. */
+export interface VisionBlockLora {
+  qkv?: LoraPair;
+  proj?: LoraPair;
+  fc1?: LoraPair;
+  fc2?: LoraPair;
+}
 
 export interface TextLayerWeights {
   inputNorm: Tensor; // [hidden]
@@ -16,6 +33,7 @@ export interface TextLayerWeights {
   mlpNorm: Tensor; // [hidden]
   gateUp: Tensor; // [2 * intermediate, hidden]
   down: Tensor; // [hidden, intermediate]
+  lora?: TextLayerLora;
 }
 
 export interface TextWeights {
@@ -35,6 +53,7 @@ export interface VisionBlockWeights {
   norm2: Affine;
   fc1: Affine; // [mlpRatio * embed, embed]
   fc2: Affine; // [embed, mlpRatio * embed]
+  lora?: VisionBlockLora;
 }
 
 export interface VisionWeights {

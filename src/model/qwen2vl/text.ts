@@ -10,25 +10,18 @@ import { op, opN } from "../../torch/dispatch.ts";
 import { indexCopy_, reshape } from "../../torch/ops.ts";
 import { fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { AttentionPlan, FusedAttentionPlan } from "../attention.ts";
-import { type RopeTable, rotateCut } from "../rope.ts";
+import type { RopeTable } from "../rope.ts";
 import type { Recompute, Step } from "../tape.ts";
 import { headDim, type Qwen2VLConfig } from "./config.ts";
+import { loraTextLayer } from "./lora-layers.ts";
 import { PARTS, type TextLayerWeights, type TextWeights } from "./parameters.ts";
+import { attend, linear, linearResidual, rmsNorm, swigluDown } from "./text-ops.ts";
 
-const swigluDown = op("grove::swiglu_down");
-const rmsNormOp = op("grove::rms_norm");
 const normLinear = opN("grove::norm_linear");
 const swigluMlp = op("grove::swiglu_mlp");
 const embedding = op("grove::embedding");
-const linearResidual = op("grove::linear_residual");
 const linearResidualHalves = op("grove::linear_residual_halves");
 const linearSwiglu = op("grove::linear_swiglu");
-/** x weight^T + bias; native/skinny_linear.cc tells what few rows do otherwise. */
-export const linear = op("grove::linear");
-
-/** x / sqrt(mean(x^2) + eps) * weight over the last dimension; native/norm.cc says why not aten::rms_norm. */
-export const rmsNorm = (x: Tensor, weight: Tensor, eps: number): Tensor => rmsNormOp(x, weight, eps);
-
 /** One decoder layer, x [T, X] to [T, X]. `recompute` changes what its graph keeps (model/recompute.ts), not a bit of what comes out. */
 export function textLayer(
   x: Tensor,
@@ -74,22 +67,7 @@ function decodeLayer(x: Tensor, weights: TextLayerWeights, eps: number, attend: 
   return linearResidualHalves(linearSwiglu(rmsNorm(h, weights.mlpNorm, eps), weights.gateUp), weights.down, h);
 }
 
-/** qkv [T, H + 2 K, D] to [T, H, D]. `ownValues`: a graph holds a copy of v then, not all of qkv for its sake. */
-function attend(
-  qkv: Tensor,
-  rope: RopeTable,
-  plan: AttentionPlan,
-  index: number,
-  K: number,
-  ownValues: boolean,
-): Tensor {
-  const attended = plan.attendQkv?.(qkv, rope, K, ownValues) ?? null;
-  if (attended !== null) return attended;
-  const [q, k, v] = rotateCut(qkv, rope, K, ownValues);
-  return plan.attend(index, q, k, v);
-}
-
-/** All layers, without the final norm. `x` stays the caller's. */
+/** All layers, without the final norm. `x` stays the caller's. @param dropout of adapters: a word for each row, int32 [T]; null: nothing is dropped */
 export function textLayers(
   x: Tensor,
   weights: TextWeights,
@@ -98,10 +76,14 @@ export function textLayers(
   plan: AttentionPlan | FusedAttentionPlan,
   step: Step,
   recompute: Recompute = "none",
+  dropout: Tensor | null = null,
 ): Tensor {
   let hidden = x;
   weights.layers.forEach((layer, i) => {
-    const run = (input: Tensor | null) => textLayer(input as Tensor, layer, config, rope, plan, i, recompute);
+    const run = (input: Tensor | null) =>
+      layer.lora === undefined
+        ? textLayer(input as Tensor, layer, config, rope, plan, i, recompute)
+        : loraTextLayer(input as Tensor, layer, layer.lora, config, rope, plan, i, dropout);
     const next = step(hidden, run, PARTS.layer(i));
     if (hidden !== x) hidden.free();
     hidden = next;

@@ -7,29 +7,21 @@
 
 import { ShapeError } from "../../errors.ts";
 import { op, opN } from "../../torch/dispatch.ts";
-import { add, cat, gelu, layerNorm, reshape, scaledDotProductAttention, split, transpose } from "../../torch/ops.ts";
+import { add, cat, gelu, reshape } from "../../torch/ops.ts";
 import { scope } from "../../torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../../torch/tensor.ts";
 import type { VisionInput } from "../../types.ts";
-import { type Rope, type RopeTable, rotateCut } from "../rope.ts";
+import { type Rope, rotateCut } from "../rope.ts";
 import type { Recompute, Step } from "../tape.ts";
 import { patchWidth, type Qwen2VLConfig } from "./config.ts";
+import { loraVisionBlock } from "./lora-layers.ts";
 import { type Affine, PARTS, type VisionBlockWeights, type VisionWeights } from "./parameters.ts";
+import { affine, EPSILON, frameAttention, norm, quickGelu, type VisionBatch } from "./vision-ops.ts";
 
-const quickGelu = op("grove::quick_gelu");
 const linear = op("grove::linear");
 const normLinear = opN("grove::norm_linear");
 const quickGeluLinear = op("grove::quick_gelu_linear");
 const quickGeluMlp = op("grove::quick_gelu_mlp");
-
-const EPSILON = 1e-6; // of every LayerNorm in the tower
-
-/** What the blocks need beside weights: patches as one tensor, their rotation, and runs of frames with equally many patches. */
-export interface VisionBatch {
-  pixels: Tensor; // [N, patchWidth]
-  rope: RopeTable;
-  runs: { frames: number; patches: number }[]; // patches per frame pair; rows are in this order
-}
 
 /**
  * Uploads media, in order. The tensors belong to the caller.
@@ -66,13 +58,17 @@ export function visionBatch(
   };
 }
 
-/** Patches [N, patchWidth] to features [M, X], in steps: the patch embedding, each block, the merger. */
+/**
+ * Patches [N, patchWidth] to features [M, X], in steps: the patch embedding, each block, the merger.
+ * @param dropout of adapters: a word for each patch, int32 [N]; null: nothing is dropped
+ */
 export function visionTower(
   batch: VisionBatch,
   weights: VisionWeights,
   config: Qwen2VLConfig,
   step: Step,
   recompute: Recompute = "none",
+  dropout: Tensor | null = null,
 ): Tensor {
   let hidden = step(null, () => linear(batch.pixels, weights.patchEmbed, null), PARTS.patchEmbed); // [N, E]
   const advance = (part: string, run: (input: Tensor) => Tensor) => {
@@ -81,7 +77,11 @@ export function visionTower(
     hidden = next;
   };
   for (const [i, block] of weights.blocks.entries())
-    advance(PARTS.block(i), (x) => visionBlock(x, block, config, batch, recompute));
+    advance(PARTS.block(i), (x) =>
+      block.lora === undefined
+        ? visionBlock(x, block, config, batch, recompute)
+        : loraVisionBlock(x, block, block.lora, config, batch, dropout),
+    );
   advance(PARTS.merger, (x) => mergePatches(x, weights, config));
   return hidden;
 }
@@ -107,26 +107,6 @@ function visionBlock(
     return quickGeluMlp(h, norm2.weight, norm2.bias, EPSILON, fc1.weight, fc1.bias, fc2.weight, fc2.bias);
   const [up, fork2] = normAffine(h, norm2, fc1, !selective);
   return add(fork2, selective ? quickGeluLinear(up, fc2.weight, fc2.bias) : affine(quickGelu(up), fc2));
-}
-
-/** Every frame pair attends to itself: q, k, v [N, A, D] to [N, A, D]. Frames of equal size are one batch. */
-function frameAttention(q: Tensor, k: Tensor, v: Tensor, runs: VisionBatch["runs"]): Tensor {
-  const [, A, D] = q.shape as [number, number, number];
-  const attend = (run: VisionBatch["runs"][number], ...rows: Tensor[]) => {
-    const [qf, kf, vf] = rows.map((x) => transpose(reshape(x, [run.frames, run.patches, A, D]), 1, 2)) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
-    return reshape(transpose(scaledDotProductAttention(qf, kf, vf), 1, 2), [run.frames * run.patches, A, D]);
-  };
-  if (runs.length === 1) return attend(runs[0] as VisionBatch["runs"][number], q, k, v);
-  const sizes = runs.map(({ frames, patches }) => frames * patches);
-  const [qs, ks, vs] = [q, k, v].map((x) => split(x, sizes, 0)) as [Tensor[], Tensor[], Tensor[]];
-  return cat(
-    runs.map((run, i) => attend(run, qs[i] as Tensor, ks[i] as Tensor, vs[i] as Tensor)),
-    0,
-  );
 }
 
 /** merge x merge neighbouring patches, which are consecutive rows, become one feature: [N, E] to [M, X]. */
@@ -156,14 +136,6 @@ function placePatches(
     }
   }
   return row;
-}
-
-function affine(x: Tensor, { weight, bias }: Affine): Tensor {
-  return linear(x, weight, bias);
-}
-
-function norm(x: Tensor, { weight, bias }: Affine): Tensor {
-  return layerNorm(x, [x.size(-1)], weight, bias, EPSILON);
 }
 
 /** affine(norm(x)), and x again for its residual: so both of its gradients meet in the norm's backward. `keep` the norm for it. */
