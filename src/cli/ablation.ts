@@ -2,8 +2,9 @@ import path from "node:path";
 import type { Argv } from "yargs";
 import type { Config } from "../config/schema.ts";
 import { runAblation } from "../experiment/ablation.ts";
-import { ablationTables, ablationText, writeAblationResults } from "../experiment/ablation-report.ts";
+import { ablationText, writeAblationResults } from "../experiment/ablation-report.ts";
 import { readAblation } from "../experiment/ablation-spec.ts";
+import { ablationTables } from "../experiment/ablation-tables.ts";
 import { type ExperimentFlags, slotsOf, stopSignal, withExperimentFlags } from "./experiment.ts";
 import { ownProgram } from "./own-program.ts";
 

@@ -22,6 +22,10 @@ const variant = z.strictObject({
     .string()
     .optional()
     .meta({ description: "Start from the model that this variant trained with the same seed." }),
+  base: z
+    .string()
+    .optional()
+    .meta({ description: "The variant that this one is held against, in place of the file's base." }),
 });
 
 export const ablationSchema = z.strictObject({
@@ -71,6 +75,8 @@ export interface Ablation
   maxFailed: number;
   maxMinutes?: number | undefined;
   base: string;
+  /** The variant that one is held against. */
+  baseOf: (variant: string) => string;
   variants: string[];
   /** In the order in which they are begun: all variants with the first seed, then with the next. */
   jobs: Job[];
@@ -93,6 +99,8 @@ export function readAblation(
     if (!/^[\w.+-]+$/.test(name))
       throw new ConfigError(`${file}: variants: ${name}: names are made of letters, digits, . + - and _`);
   requireVariant(file, "base", base, names);
+  for (const [name, own] of Object.entries(spec.variants))
+    if (own.base !== undefined) requireVariant(file, `variants.${name}.base`, own.base, names);
   if (spec.metrics.length === 0 && !spec.evaluate)
     throw new ConfigError(`${file}: name metrics to compare, or set evaluate`);
   const jobs = spec.seeds.flatMap((seed) => names.map((variant) => jobOf(file, spec, set, variant, seed)));
@@ -101,7 +109,8 @@ export function readAblation(
     !jobs.some(({ config }) => typeof knobAt(config, spec.against as string) === "number")
   )
     throw new ConfigError(`${file}: against: no variant has a number at ${spec.against}`);
-  return { ...spec, base, variants: names, jobs: sortBySource(file, jobs) };
+  const baseOf = (variant: string) => spec.variants[variant]?.base ?? base;
+  return { ...spec, base, baseOf, variants: names, jobs: sortBySource(file, jobs) };
 }
 
 function jobOf(file: string, spec: AblationSpec, set: readonly string[], variant: string, seed: number): Job {

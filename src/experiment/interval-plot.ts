@@ -1,26 +1,35 @@
 /** Rows of an ablation's table as a picture: each variant's mean with its 95 % interval, the seeds as small ticks, the base as a line down. */
 
 import { COLORS, escapeXml, fixed, TEXT, text, ticks } from "../eval/plot.ts";
-import type { MetricTable } from "./ablation-report.ts";
+import type { MetricTable } from "./ablation-tables.ts";
 
 const ROW = 22;
 const TOP = 44;
 const LEFT = 150;
 const GAP = 28;
 const PANEL = 250;
+const PER_ROW = 4;
+const FOOT = 30;
 
-/** One panel for each table, side by side over the same rows. Variants that a table lacks leave their row empty there. */
+/** One panel for each table, four side by side over the same variants. A variant that a table lacks leaves its line empty there. */
 export function intervalPlot(tables: readonly MetricTable[], base: string, title: string): string {
   const variants = [...new Set(tables.flatMap(({ rows }) => rows.map(({ variant }) => variant)))];
-  const width = LEFT + tables.length * (PANEL + GAP);
-  const bottom = TOP + variants.length * ROW;
+  const height = TOP + variants.length * ROW + FOOT; // of a row of panels
+  const rows = Math.ceil(tables.length / PER_ROW);
+  const width = LEFT + Math.min(PER_ROW, tables.length) * (PANEL + GAP);
   const yOf = (variant: string) => TOP + (variants.indexOf(variant) + 0.5) * ROW;
+  const groups = Array.from({ length: rows }, (_, row) => {
+    const names = variants.map((variant) => text(LEFT - 12, yOf(variant) + 4, variant, `text-anchor="end"`));
+    const panels = tables.slice(row * PER_ROW, (row + 1) * PER_ROW).map((table, i) => {
+      return panel(table, base, { left: LEFT + i * (PANEL + GAP), bottom: height - FOOT, yOf });
+    });
+    return [`<g transform="translate(0 ${row * height})">`, ...names, ...panels, "</g>"].join("\n");
+  });
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${bottom + 30}" width="${width}" font-family="Helvetica, Arial, sans-serif" font-size="12">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${rows * height}" width="${width}" font-family="Helvetica, Arial, sans-serif" font-size="12">`,
     `<title>${escapeXml(title)}</title>`,
     `<rect width="100%" height="100%" fill="white"/>`,
-    ...variants.map((variant) => text(LEFT - 12, yOf(variant) + 4, variant, `text-anchor="end"`)),
-    ...tables.map((table, i) => panel(table, base, { left: LEFT + i * (PANEL + GAP), bottom, yOf })),
+    ...groups,
     "</svg>",
     "",
   ].join("\n");

@@ -2,8 +2,8 @@
 
 import { type Panel, plotSvg, type Series } from "../eval/plot.ts";
 import type { JobState } from "./ablation.ts";
-import type { MetricTable } from "./ablation-report.ts";
 import { knobAt } from "./ablation-spec.ts";
+import type { MetricTable } from "./ablation-tables.ts";
 
 /** A panel for each table. What was not trained is a dashed line all along. */
 export function knobPlot(tables: readonly MetricTable[], knob: string, jobs: readonly JobState[]): string {

@@ -4,8 +4,9 @@ import { afterAll, beforeEach, expect, test } from "vitest";
 import YAML from "yaml";
 import { loadConfig } from "../../src/config/load.ts";
 import { type AblationOptions, runAblation } from "../../src/experiment/ablation.ts";
-import { ablationTables, ablationText, writeAblationResults } from "../../src/experiment/ablation-report.ts";
+import { ablationText, writeAblationResults } from "../../src/experiment/ablation-report.ts";
 import { readAblation } from "../../src/experiment/ablation-spec.ts";
+import { ablationTables } from "../../src/experiment/ablation-tables.ts";
 import { FAKE, makePlace, slots } from "./helpers.ts";
 
 const place = makePlace();
@@ -93,12 +94,19 @@ test("pictures: every variant's mean and seeds, and figures over a knob", async 
     variants: {
       vanilla: { command: "none" },
       "grpo-a": variant("grpo", 0.02),
-      "grpo-b": variant("grpo", 0.1),
+      "grpo-b": { ...variant("grpo", 0.1), base: "grpo-a" },
       "sft-a": variant("sft", 0.02),
     },
   });
   const { jobs } = await run(file);
   const ablation = readAblation(file);
+  const [accuracy] = ablationTables(ablation, jobs);
+  const [vanilla, first, second] = accuracy?.rows ?? [];
+  expect(vanilla?.against).toBeNull();
+  expect(first?.against?.base).toBe("vanilla");
+  expect(second?.against?.base).toBe("grpo-a");
+  expect(second?.against?.difference).toBeCloseTo((second?.mean ?? 0) - (first?.mean ?? 0), 12);
+  expect(ablationText(ablation, accuracy === undefined ? [] : [accuracy])).toMatch(/grpo-b .* to grpo-a /);
   const written = writeAblationResults(ablation, jobs, ablationTables(ablation, jobs));
   const read = (name: string) => {
     const svg = readFileSync(written.find((one) => one.endsWith(`${name}.svg`)) as string, "utf8");
@@ -115,6 +123,10 @@ test("pictures: every variant's mean and seeds, and figures over a knob", async 
   expect(read("curves")).toContain(">grpo-b</text>");
   expect(() => readAblation(write("none", { against: "trainer.dualClip" }))).toThrow(
     /against: no variant has a number at trainer\.dualClip/,
+  );
+  const unknown = { ...variant("grpo", 0.1), base: "grpo-c" };
+  expect(() => readAblation(write("none", { variants: { a: {}, b: unknown } }))).toThrow(
+    /variants\.b\.base names an unknown/,
   );
 });
 
