@@ -244,7 +244,7 @@ export const knobs = z.strictObject({
   threads: z.number().int().nonnegative().default(0).meta({ description: "CPU threads of libtorch; 0 = all cores." }),
   deterministic: z.boolean().default(false).meta({
     description:
-      "Sums on a GPU are added up in a fixed order, so that the same run, resumed or not, gives the same bits on one kind of GPU. Costs time: docs/performance.md.",
+      "Sums on a GPU are added up in a fixed order, so that the same run, resumed or not, gives the same bits on one kind of GPU. Costs time: attention's backward pass on Hopper then takes the library's kernels.",
   }),
   runDir: z
     .string()
