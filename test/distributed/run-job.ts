@@ -42,16 +42,23 @@ export function startJob(
   const ended = new Promise<{ status: number | null; stdout: string; stderr: string }>((resolve) => {
     child.once("close", (status) => resolve({ status, ...said }));
   });
-  return { child, ended, runDir };
+  return { child, said, ended, runDir };
 }
 
 export const linesOf = (runDir: string) => {
   const file = path.join(runDir, "metrics.jsonl");
   return existsSync(file) ? readMetrics(file) : [];
 };
-export async function untilStep(runDir: string, step: number): Promise<void> {
-  while ((linesOf(runDir).at(-1)?.step ?? 0) < step) await sleep(20);
+
+/** Waits for a job's line of step `step`. Throws what the job said when it ends before. */
+export async function untilStep({ child, said, runDir }: ReturnType<typeof startJob>, step: number): Promise<void> {
+  while ((linesOf(runDir).at(-1)?.step ?? 0) < step) {
+    if (child.exitCode !== null || child.signalCode !== null)
+      throw new Error(`the job ended before step ${step}:\n${said.stderr}`);
+    await sleep(20);
+  }
 }
+
 /** Process ids of the ranks of a launcher, by rank. */
 export function rankPids({ pid }: ChildProcess): Map<number, number> {
   const children = read(`/proc/${pid}/task/${pid}/children`).split(" ").filter(Boolean);

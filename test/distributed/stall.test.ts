@@ -18,11 +18,11 @@ test("a loop in JavaScript: the rank says where, and the others name it, its ste
   expect((performance.now() - start) / 1000).toBeLessThan(30);
   expect([other.status, victim.status]).toEqual([1, 1]);
   expect(victim.stderr).toMatch(
-    /^error \[STALL\] rank 1 of 2, in step 5, rollout for \d+ s: no progress within the limit of 2\.000 s \(distributed\.stallS\): JavaScript has not come back to its event loop for [2-4] s \(main thread: R \(running\)\); last operator aten::ones \(here\)$/m,
+    /^error \[STALL\] rank 1 of 2, in step 5, rollout for \d+ s: no progress within the limit of 2\.000 s \(distributed\.stallS\): JavaScript has not come back to its event loop for \d+ s \(main thread: R \(running\)\); last operator aten::ones \(here\)$/m,
   );
   expect(victim.stderr).toMatch(/^ {4}at spinOnAndOn \(.*stall-rank\.ts/m);
   expect(other.stderr).toMatch(
-    /error \[COLLECTIVE\] rank 0 of 2, in step 5, update for \d+ s: rank 1 has failed, in step 5, rollout for \d s \(.*log of 1\): no progress within the limit/,
+    /error \[COLLECTIVE\] rank 0 of 2, in step 5, update for \d+ s: rank 1 has failed, in step 5, rollout for \d+ s \(.*log of 1\): no progress within the limit/,
   );
 });
 
