@@ -27,8 +27,6 @@ import { needsReference } from "../config/care.ts";
 import { isVisionFrozen } from "../config/lora.ts";
 import { isOwn } from "../config/rewards.ts";
 import type { Config } from "../config/schema.ts";
-import type { Packed } from "../model/packed.ts";
-import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import type { RewardStep } from "../reward/reward-function.ts";
 import { createRewards, type Rewards, startedWith } from "../reward/rewards.ts";
 import { rewardMetrics } from "../reward/statistics.ts";
@@ -43,12 +41,13 @@ import { packBatch, type TrainPack, unmaskSecondEos } from "./batch.ts";
 import { careMetrics, giveBonuses } from "./care.ts";
 import { dropoutWords } from "./dropout.ts";
 import { drawGroups, filterMetrics, isKept } from "./dynamic-sampling.ts";
-import { questionsRecur, referenceFeatures } from "./feature-sources.ts";
+import { questionsRecur } from "./feature-sources.ts";
 import { lossMetrics, policyLoss, readTogether } from "./loss.ts";
 import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metrics.ts";
-import { isReferenceDue, moveReference, openMovingReference, referenceFiles } from "./moving-reference.ts";
+import { isReferenceDue } from "./moving-reference.ts";
 import { penaltyMetrics, punishDistance, punishLength } from "./penalties.ts";
 import { RecomputePlanner } from "./recompute-planner.ts";
+import { openReference, type Reference } from "./reference.ts";
 import { learningRate } from "./schedule.ts";
 import {
   closeSession,
@@ -56,13 +55,11 @@ import {
   exportSession,
   loadPrompts,
   memoryMetrics,
-  openReference,
   openSession,
   refuseBatch,
   type Session,
   saveSession,
 } from "./session.ts";
-import { openShardedReference, type ShardedReference } from "./sharded-reference.ts";
 import { countsInLoss } from "./token-weights.ts";
 import { rateMetrics } from "./trained.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
@@ -73,9 +70,7 @@ interface GrpoRun extends Session {
   rewards: Rewards;
   ownRewards: string[]; // names of the user's own functions
   planner: RecomputePlanner;
-  reference: Qwen2VL | null; // null where nothing asks it, and where it is sharded
-  shardedReference: ShardedReference | null;
-  referenceFeatures: VisionFeatures | null; // the policy's where its tower is frozen; null where no question comes twice
+  reference: Reference | null; // null where nothing asks it
 }
 
 /** One step: from the questions that (seed, step) names to the updated policy. */
@@ -123,9 +118,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   if (isReferenceDue(step + 1, trainer)) {
     const move = { decay: trainer.referenceDecay, seed: run.config.seed, step };
     run.checkpoints.beforeUpdate();
-    if (run.reference !== null) moveReference(run.reference.parameters, run.model.parameters, move);
-    run.shardedReference?.move(run.model.parameters, move);
-    if (run.referenceFeatures !== run.features) run.referenceFeatures?.clear(); // its tower has moved; the policy's frozen one has not
+    run.reference?.move(run.model.parameters, move);
   }
 
   run.folder.writeCompletions(step + 1, asked.slice(0, trainer.logCompletions));
@@ -154,8 +147,8 @@ function rewardStep({ config, steps, samples }: GrpoRun, step: number): RewardSt
   return { step, steps, epoch: step / perEpoch, epochs: Math.ceil(steps / perEpoch) };
 }
 
-function featuresOf({ features, referenceFeatures }: GrpoRun): Set<VisionFeatures> {
-  return new Set([features, referenceFeatures].filter((some) => some !== null));
+function featuresOf({ features, reference }: GrpoRun): Set<VisionFeatures> {
+  return new Set([features, reference?.features ?? null].filter((some) => some !== null));
 }
 
 /** G completions of each prompt, drawn from the policy as it is now. Adds what it took to `spent`. */
@@ -182,32 +175,14 @@ function asScored({ config, model, processor }: GrpoRun, groups: RolloutGroup[])
   return unmaskSecondEos(groups, { first: ends[0] as number, pad: processor.tokenizer.padTokenId });
 }
 
-/** What the reference says of each sampled token, once per batch: float32 [Tc] per pack; null without a KL penalty. */
-async function referenceLogprobs(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
-  const { reference, shardedReference, referenceFeatures: features } = run;
-  if (shardedReference !== null) {
-    const visionCache = features && ((packed: Packed) => features.ofPack(packed));
-    return shardedReference.logprobs(
-      packs.map(({ packed }) => packed),
-      visionCache,
-    );
-  }
-  if (reference === null) return packs.map(() => null);
-  const logprobs: Tensor[] = [];
-  for (const { packed } of packs) {
-    scope(() => {
-      using pass = reference.pass(packed, { grad: false, visionCache: features?.ofPack(packed) });
-      logprobs.push(keep(clone(pass.logprobs)));
-    });
-    await nextTurn(); // lets signals, prefetching and logs have their turn
-  }
-  return logprobs;
-}
-
 /** The reference's log-probabilities for a KL penalty in the loss: float32 [Tc] per pack. */
-async function referencesOfLoss(run: GrpoRun, packs: readonly TrainPack[]): Promise<(Tensor | null)[]> {
-  const { klCoef, klIn } = run.config.trainer;
-  return klCoef > 0 && klIn === "loss" ? referenceLogprobs(run, packs) : packs.map(() => null);
+async function referencesOfLoss(
+  { config, reference }: GrpoRun,
+  packs: readonly TrainPack[],
+): Promise<(Tensor | null)[]> {
+  const { klCoef, klIn } = config.trainer;
+  if (reference === null || klCoef === 0 || klIn !== "loss") return packs.map(() => null);
+  return reference.logprobs(packs.map(({ packed }) => packed));
 }
 
 function rewardsNeedReference({ klCoef, klIn, care }: Config["trainer"]): boolean {
@@ -225,7 +200,7 @@ async function askReferenceFirst(run: GrpoRun, groups: RolloutGroup[]): Promise<
     scored.map((group) => ({ ...group, advantages: group.rewards.map(() => 0) })),
     trainer,
   );
-  const logprobs = (await referenceLogprobs(run, packs)).filter((some) => some !== null);
+  const logprobs = (await run.reference?.logprobs(packs.map(({ packed }) => packed))) ?? [];
   const all = logprobs.length === 0 ? [] : readTogether(logprobs).flat();
   if (trainer.klIn === "reward" && trainer.klCoef > 0) punishDistance(groups, all, trainer);
   if (trainer.care.bonus > 0) giveBonuses(groups, splitBy(all, scored), run.config, run.processor.tokenizer);
@@ -317,21 +292,13 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
   const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward }); // first: a wrong name must not leave a run folder behind
   const session = await startedWith(rewards, () => openSession(config, hooks, "grpo")); // what is wrong with them costs no weights
   const planner = new RecomputePlanner(config, session.model.config);
-  const none = { reference: null, shardedReference: null, referenceFeatures: null };
   const ownRewards = config.rewards.filter(isOwn).map(({ name }) => name);
-  const run: GrpoRun = Object.assign(session, { rewards, ownRewards, planner, ...none });
+  const run: GrpoRun = Object.assign(session, { rewards, ownRewards, planner, reference: null });
   try {
-    const moves = config.trainer.referenceEvery > 0;
-    if (needsReference(config.trainer) && config.distributed.shardReference && run.ranks.world > 1) {
-      const reference = openShardedReference(session);
-      run.shardedReference = reference;
-      if (moves) run.moreFiles = () => reference.files();
-      run.referenceFeatures = reference.featuresOf(session);
-    } else if (needsReference(config.trainer)) {
-      const reference = moves ? openMovingReference(session) : openReference(session);
+    if (needsReference(config.trainer)) {
+      const reference = openReference(session);
       run.reference = reference;
-      if (moves) run.moreFiles = () => (run.ranks.isFirst ? referenceFiles(reference) : []);
-      run.referenceFeatures = referenceFeatures(run, run.reference, questionsRecur(run));
+      if (config.trainer.referenceEvery > 0) run.moreFiles = () => reference.files();
     }
     return await trainingLoop(
       {
@@ -349,9 +316,7 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
     );
   } finally {
     await rewards.close();
-    run.referenceFeatures?.[Symbol.dispose]();
     run.reference?.[Symbol.dispose]();
-    run.shardedReference?.[Symbol.dispose]();
     await closeSession(session);
   }
 }

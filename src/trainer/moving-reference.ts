@@ -21,7 +21,7 @@ import { openParts } from "./assemble.ts";
 import { type CheckpointFile, tensorFile } from "./checkpoint.ts";
 import { latestCheckpoint } from "./checkpoint-folder.ts";
 import { SavedState, stateFiles } from "./saved-state.ts";
-import { openReference, type Session } from "./session.ts";
+import type { Session } from "./session.ts";
 import type { OwnPart } from "./sharded-weights.ts";
 
 const FOLDER = "reference";
@@ -29,26 +29,6 @@ const FOLDER = "reference";
 const SLICE = 2 ** 24;
 
 const bitwiseAnd_ = op("aten::bitwise_and_.Scalar");
-
-/** The reference as it was at the checkpoint that a run goes on from; at its first step, and where the run had none that moves, what it began with. */
-export function openMovingReference(session: Session): Qwen2VL {
-  const saved = savedReference(session);
-  if (saved === null) return openReference(session);
-  const reference = session.model.clone();
-  try {
-    const own = new Map(reference.parameters.map(({ name, tensor }) => [name, tensor]));
-    for (const parameters of saved) {
-      for (const { name, tensor } of parameters) {
-        noGrad(() => copy_(own.get(name) as Tensor, tensor));
-        tensor.free();
-      }
-    }
-  } catch (error) {
-    reference[Symbol.dispose]();
-    throw error;
-  }
-  return reference;
-}
 
 /**
  * The reference of the checkpoint that a run goes on from, a part of the model after the other, whoever wrote it; they are the caller's. Null where
@@ -90,6 +70,13 @@ export function isReferenceDue(stepsDone: number, { referenceEvery }: Config["tr
   return referenceEvery > 0 && stepsDone % referenceEvery === 0;
 }
 
+/** How far: to `decay` of what it is and the rest of the policy; `seed` and `step` (from 0) name the draws. */
+export interface Move {
+  decay: number;
+  seed: number;
+  step: number;
+}
+
 /**
  * Moves the reference towards the policy, in place: the same on all ranks. Bfloat16 weights are rounded at random, up or down by how near each is: the
  * steps of an average are far smaller than the distance of two such numbers and would all be lost to rounding to the nearest.
@@ -97,7 +84,7 @@ export function isReferenceDue(stepsDone: number, { referenceEvery }: Config["tr
 export function moveReference(
   reference: readonly Parameter[],
   policy: readonly Parameter[],
-  { decay, seed, step }: { decay: number; seed: number; step: number },
+  { decay, seed, step }: Move,
 ): void {
   const parts = reference.map(({ name, tensor }): MovingPart => {
     return { name, begin: 0, end: tensor.numel, own: () => reshape(tensor, [-1]) };
@@ -112,7 +99,7 @@ export type MovingPart = Pick<OwnPart, "name" | "begin" | "end" | "own">;
 export function moveParts(
   parts: readonly MovingPart[],
   policy: readonly Parameter[],
-  { decay, seed, step }: { decay: number; seed: number; step: number },
+  { decay, seed, step }: Move,
 ): void {
   const targets = new Map(policy.map(({ name, tensor }) => [name, tensor]));
   for (const { name, begin, end, own } of parts) {

@@ -16,7 +16,7 @@ import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
 import { patiently } from "../torch/progress.ts";
 import { liveTensors } from "../torch/scope.ts";
 import type { Metrics, Sample } from "../types.ts";
-import { applyDevice, openModel, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
+import { applyDevice, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
   type CheckpointFile,
   checkpointFiles,
@@ -176,24 +176,6 @@ export async function closeSession(session: Session): Promise<void> {
   session.optimizer[Symbol.dispose]();
   session.model[Symbol.dispose]();
   session.folder[Symbol.dispose]();
-}
-
-/**
- * The reference policy: the model as it was before the first step, a copy of the policy in a new run, read or drawn again in a resumed one. Of a
- * policy with an adapter it is the model without it, in the same memory.
- * @throws CheckpointError when the weights at model.path are no longer those the run started from.
- */
-export function openReference(session: Session): Qwen2VL {
-  const { config, model, firstStep } = session;
-  if (model.adapter !== null) return model.withoutAdapter();
-  const reference = firstStep === 0 ? model.clone() : openModel(config);
-  try {
-    requireStartWeights(session, fingerprint(reference.parameters));
-  } catch (error) {
-    reference[Symbol.dispose]();
-    throw error;
-  }
-  return reference;
 }
 
 /** @throws CheckpointError unless weights with this fingerprint are those the run started from */

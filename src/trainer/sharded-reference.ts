@@ -4,7 +4,6 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Ranks } from "../distributed/ranks.ts";
 import { mediaOf, type Packed } from "../model/packed.ts";
 import type { Parameter } from "../model/parameter.ts";
-import type { PassOptions } from "../model/pass.ts";
 import type { Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import { type ModelOptions, Qwen2VL } from "../model/qwen2vl/model.ts";
 import { byPart, PARTS, parameterSpecs, partOf } from "../model/qwen2vl/parameters.ts";
@@ -15,16 +14,15 @@ import type { DType, Tensor } from "../torch/tensor.ts";
 import { openParts } from "./assemble.ts";
 import { type CheckpointFile, fingerprint, tensorFile } from "./checkpoint.ts";
 import { towerFingerprint } from "./feature-sources.ts";
-import { moveParts, savedReference } from "./moving-reference.ts";
+import { type Move, moveParts, savedReference } from "./moving-reference.ts";
+import type { Reference } from "./reference.ts";
 import { savedName, stateFile } from "./saved-state.ts";
 import { requireStartWeights, type Session } from "./session.ts";
 import { ShardedWeights } from "./sharded-weights.ts";
 import type { VisionFeatures } from "./vision-features.ts";
 
-/** Features of a pack's media, one entry a group. */
-type VisionCache = (packed: Packed) => NonNullable<PassOptions["visionCache"]>;
-
-export class ShardedReference implements Disposable {
+export class ShardedReference implements Reference {
+  features: VisionFeatures | null = null; // see shareFeatures
   readonly #ranks: Ranks;
   readonly #weights: ShardedWeights;
   readonly #model: Qwen2VL; // whose weights are there while a pass is at them
@@ -52,13 +50,12 @@ export class ShardedReference implements Disposable {
     return this.#whole;
   }
 
-  /** Moves each rank's part towards the policy (moving-reference.ts), to what it would be if one rank had all. All ranks call it between passes. */
-  move(policy: readonly Parameter[], how: { decay: number; seed: number; step: number }): void {
+  /** Each rank's part becomes what it would be if one rank had all. */
+  move(policy: readonly Parameter[], how: Move): void {
     moveParts(this.#weights.parts(), policy, how);
     this.#weights.changed();
   }
 
-  /** This rank's part of a checkpoint. */
   files(): CheckpointFile[] {
     const tensors = this.#weights.parts().map(({ name, shape, begin, end, own }): TensorEntry => {
       const isWhole = end - begin === shape.reduce((a, b) => a * b, 1);
@@ -69,18 +66,15 @@ export class ShardedReference implements Disposable {
     return [tensorFile(stateFile(this.#ranks, "reference"), tensors)];
   }
 
-  /** The policy's features, where its tower is frozen and the same; null: each pass computes its own, as the ranks' passes have to keep step. */
-  featuresOf({ features, model }: Pick<Session, "features" | "model">): VisionFeatures | null {
-    return features !== null && towerFingerprint(model.parameters) === this.#tower ? features : null;
+  /** From now on passes take the policy's features, where its tower is frozen and the same; else each computes its own, as the ranks' passes have to keep step. */
+  shareFeatures({ features, model }: Pick<Session, "features" | "model">): void {
+    this.features = features !== null && towerFingerprint(model.parameters) === this.#tower ? features : null;
   }
 
-  /**
-   * Log-probabilities of each pack of this rank, float32 [Tc]; the caller's. All ranks call it at the same point, with any number of packs: who has fewer
-   * takes part in gathering weights for the others.
-   */
-  async logprobs(packs: readonly Packed[], visionCache: VisionCache | null): Promise<Tensor[]> {
+  /** A rank with fewer packs than another takes part in gathering weights for it. */
+  async logprobs(packs: readonly Packed[]): Promise<Tensor[]> {
     const own = packs.map(
-      ({ groups }) => visionCache === null && mediaOf(groups.map(({ prompt }) => prompt)).length > 0,
+      ({ groups }) => this.features === null && mediaOf(groups.map(({ prompt }) => prompt)).length > 0,
     );
     const seeing = this.#ranks.gather(own); // of each rank, which passes go through the tower
     const rounds = Math.max(...seeing.map(({ length }) => length));
@@ -89,16 +83,16 @@ export class ShardedReference implements Disposable {
     for (let round = 0; round < rounds; round++) {
       this.#weights.begin(seeing.some((passes) => passes[round] === true) ? [...vision, ...text] : text);
       const packed = packs[round];
-      if (packed !== undefined) logprobs.push(this.#pass(packed, visionCache));
+      if (packed !== undefined) logprobs.push(this.#pass(packed));
       this.#weights.end();
       await nextTurn(); // lets signals, prefetching and logs have their turn
     }
     return logprobs;
   }
 
-  #pass(packed: Packed, visionCache: VisionCache | null): Tensor {
+  #pass(packed: Packed): Tensor {
     return scope(() => {
-      const options = { grad: false, visionCache: visionCache?.(packed), watch: this.#weights };
+      const options = { grad: false, visionCache: this.features?.ofPack(packed), watch: this.#weights };
       using pass = this.#model.pass(packed, options);
       return keep(clone(pass.logprobs));
     });
@@ -121,15 +115,16 @@ export function openShardedReference(session: Session): ShardedReference {
   try {
     if (firstStep === 0) {
       requireStartWeights(session, reference.fill(model.parameters));
-      return reference;
+    } else {
+      const moved = config.trainer.referenceEvery > 0 ? savedReference(session) : null;
+      let found = "";
+      for (const parameters of moved ?? openParts(config)) {
+        found = reference.fill(parameters);
+        for (const { tensor } of parameters) tensor.free();
+      }
+      if (moved === null) requireStartWeights(session, found);
     }
-    const moved = config.trainer.referenceEvery > 0 ? savedReference(session) : null;
-    let found = "";
-    for (const parameters of moved ?? openParts(config)) {
-      found = reference.fill(parameters);
-      for (const { tensor } of parameters) tensor.free();
-    }
-    if (moved === null) requireStartWeights(session, found);
+    reference.shareFeatures(session);
   } catch (error) {
     reference[Symbol.dispose]();
     throw error;

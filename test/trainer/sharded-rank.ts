@@ -80,7 +80,7 @@ async function compareReferences(): Promise<boolean[]> {
   reference.fill(model.parameters);
   const same: boolean[] = [];
   for (let turn = 0; turn < 2; turn++) {
-    const logprobs = await reference.logprobs(mine, null);
+    const logprobs = await reference.logprobs(mine);
     same.push(JSON.stringify(logprobs.map((one) => one.toNumbers())) === JSON.stringify(resident));
     for (const tensor of logprobs) tensor.free();
   }

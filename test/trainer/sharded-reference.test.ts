@@ -12,6 +12,7 @@ import { arenaElements } from "../../src/trainer/bucket-arena.ts";
 import { type BucketLayout, bucketLayout } from "../../src/trainer/flat-layout.ts";
 import { ShardedReference } from "../../src/trainer/sharded-reference.ts";
 import { ShardedWeights } from "../../src/trainer/sharded-weights.ts";
+import { VisionFeatures } from "../../src/trainer/vision-features.ts";
 import { randomGroup, shakenModel, tinyConfig } from "../model/support.ts";
 
 const TEXT = ["model.layers.0", "model.layers.1", "head"];
@@ -94,20 +95,21 @@ test.each([
     // The other rank has four packs, and a picture in the second one; this rank a picture in the first one.
     expected.push(...VISION, embedding, ...TEXT, ...VISION, ...again, ...again, ...again);
     const packs = [[withMedia], [textOnly], [textOnly, textOnly]];
-    const logprobs = await reference.logprobs(packs.map(packGroups), null);
+    const logprobs = await reference.logprobs(packs.map(packGroups));
     expect(logprobs.map((one) => one.toNumbers())).toEqual(packs.map((groups) => resident(groups)));
     expect(gathered).toEqual(expected);
 
     // With features that somebody else has made no tower is asked; the other rank's second pack wants it all the same.
     expected.push(...again, ...VISION, ...again, ...again, ...again);
     const cached = await scope(() => model.visionFeatures(mediaOf([withMedia.prompt])));
-    const [only] = await reference.logprobs([packGroups([withMedia])], () => [cached]);
+    reference.shareFeatures({ features: new VisionFeatures(model), model });
+    const [only] = await reference.logprobs([packGroups([withMedia])]);
     expect(only?.toNumbers()).toEqual(resident([withMedia], [cached]));
     expect(gathered).toEqual(expected);
 
     // A rank without questions.
     expected.push(...again, ...VISION, ...again, ...again, ...again);
-    expect(await reference.logprobs([], null)).toEqual([]);
+    expect(await reference.logprobs([])).toEqual([]);
     expect(gathered).toEqual(expected);
     for (const tensor of [...logprobs, only, cached]) tensor?.free();
   }
