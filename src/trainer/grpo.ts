@@ -47,7 +47,8 @@ import { firstNonFinite, pickMetrics, rolloutMetrics, StopWatch } from "./metric
 import { isReferenceDue } from "./moving-reference.ts";
 import { penaltyMetrics, punishDistance, punishLength } from "./penalties.ts";
 import { RecomputePlanner } from "./recompute-planner.ts";
-import { openReference, type Reference } from "./reference.ts";
+import type { Reference } from "./reference.ts";
+import { openResidentReference } from "./resident-reference.ts";
 import { learningRate } from "./schedule.ts";
 import {
   closeSession,
@@ -60,6 +61,7 @@ import {
   type Session,
   saveSession,
 } from "./session.ts";
+import { openShardedReference } from "./sharded-reference.ts";
 import { countsInLoss } from "./token-weights.ts";
 import { rateMetrics } from "./trained.ts";
 import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
@@ -296,7 +298,8 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
   const run: GrpoRun = Object.assign(session, { rewards, ownRewards, planner, reference: null });
   try {
     if (needsReference(config.trainer)) {
-      const reference = openReference(session);
+      const isSharded = config.distributed.shardReference && run.ranks.world > 1;
+      const reference = isSharded ? openShardedReference(session) : openResidentReference(session);
       run.reference = reference;
       if (config.trainer.referenceEvery > 0) run.moreFiles = () => reference.files();
     }
