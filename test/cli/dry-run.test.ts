@@ -4,21 +4,15 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { expect, test } from "vitest";
 import { main } from "../../src/cli/main.ts";
 import { dumpConfig, loadConfig, parseConfig } from "../../src/config/load.ts";
-import { capture } from "./capture.ts";
+import { captureOutput } from "./capture.ts";
 
 const folder = fileURLToPath(new URL("../../configs/", import.meta.url));
 const at = (name: string) => path.join(folder, name);
 
-let out = { text: "" };
-let err = { text: "" };
-beforeEach(() => {
-  out = capture(process.stdout);
-  err = capture(process.stderr);
-});
-afterEach(() => vi.restoreAllMocks());
+const { out, err } = captureOutput();
 
 /** Config file -> the commands it is for, and what must come before it. */
 const USES: Record<string, { commands: string[]; base?: string }> = {

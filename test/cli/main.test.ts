@@ -1,24 +1,20 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { afterAll, afterEach, beforeEach, expect, test, vi } from "vitest";
+import { afterAll, beforeEach, expect, test, vi } from "vitest";
 import { commandNames, main } from "../../src/cli/main.ts";
 import { renderError } from "../../src/cli/render-error.ts";
 import { parseConfig } from "../../src/config/load.ts";
 import { AddonError, ConfigError, DataError, NativeError } from "../../src/errors.ts";
-import { capture } from "./capture.ts";
+import { captureOutput } from "./capture.ts";
 
 const folder = mkdtempSync(path.join(tmpdir(), "grove-cli-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 
-let out = { text: "" };
-let err = { text: "" };
+const { out, err } = captureOutput();
 beforeEach(() => {
-  out = capture(process.stdout);
-  err = capture(process.stderr);
   vi.spyOn(console, "log").mockImplementation((text) => void process.stdout.write(`${text}\n`)); // yargs prints its help with it
 });
-afterEach(() => vi.restoreAllMocks());
 
 test("--help names every command", async () => {
   expect(await main(["--help"])).toBe(0);

@@ -4,11 +4,11 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, test } from "vitest";
 import { main } from "../../src/cli/main.ts";
 import { renderedCorpus } from "../../src/data/rendered/corpus.ts";
 import { writeModelFolder } from "../../src/data/tiny-model-folder.ts";
-import { capture } from "./capture.ts";
+import { captureOutput } from "./capture.ts";
 
 const PYTHON = fileURLToPath(new URL("../reward/python/trl_style.py", import.meta.url));
 const folder = mkdtempSync(path.join(tmpdir(), "grove-cli-rewards-"));
@@ -27,13 +27,7 @@ beforeAll(async () => {
   );
 });
 
-let out = { text: "" };
-let err = { text: "" };
-beforeEach(() => {
-  out = capture(process.stdout);
-  err = capture(process.stderr);
-});
-afterEach(() => vi.restoreAllMocks());
+const { out, err } = captureOutput();
 
 test("score --rewards: built-in, module and Python functions of the last turns, without weights", async () => {
   const chat = (answer: string, more: object) => {
