@@ -301,6 +301,23 @@ test("limit, repeated ids, a byte order mark and Windows line ends", async () =>
   ]);
 });
 
+test("a record is what stands between line ends, whatever its strings hold and wherever the file is read in pieces", async () => {
+  const piece = 2 ** 16; // of a read stream
+  const record = (answer: string) => JSON.stringify({ question: "a\u2028b\u2029c\u0085d", answer });
+  const empty = Buffer.byteLength(record(""));
+  for (const length of [piece - 1, piece, 2 * piece - 1, 3 * piece]) {
+    const long = record("é".repeat((length - empty) >> 1) + ((length - empty) % 2 === 0 ? "" : "e"));
+    expect(Buffer.byteLength(long)).toBe(length);
+    const file = join(folder.path, `${files++}.jsonl`);
+    for (const end of ["\n", "\r\n", "\r"]) {
+      writeFileSync(file, `${long}${end}${end}${record("2")}${end}`);
+      const samples = await readDataset({ file, format: "generic" });
+      expect(samples.map(({ source }) => source.line)).toEqual([1, 3]);
+      expect(samples.map(({ fields }) => fields)).toEqual([JSON.parse(long), JSON.parse(record("2"))]);
+    }
+  }
+});
+
 test("a repeated id never takes the name of another record", async () => {
   const line = (id: unknown) => JSON.stringify({ id, question: "?", answer: "x" });
   const ids = async (...own: unknown[]) => (await read("generic", own.map(line))).map(({ id }) => id);
