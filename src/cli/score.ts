@@ -56,8 +56,8 @@ async function scoreChats(config: Config, samples: readonly Sample[], outputFile
   applyDevice(config);
   using model = openModel(config);
   const { loader, processor, close } = await openPipeline(config, model);
-  using output = openOutput(outputFile);
   try {
+    using output = openOutput(outputFile);
     for (const sample of samples) {
       const prompt = await loader.load(sample);
       if (prompt === null) continue; // skipped and logged, as data.onBadSample says
