@@ -160,6 +160,12 @@ test("what a file gets wrong is said before anything starts", async () => {
     "trainer.klCoef: 0.5 is not in the space",
   );
   expect(message({ search: "grid" })).toContain("a grid needs values");
+  expect(message({ search: "grid", space: { "data.maxPixels": { min: 4000, max: 12_000_000 } } })).toContain(
+    "a grid of 11,996,001 settings",
+  );
+  const list = path.join(place.folder, "list.yaml");
+  writeFileSync(list, "[space, objective]");
+  expect(() => readSweep(list)).toThrow(`${list}: expected a mapping of keys, got ["space","objective"]`);
   expect(message({ trials: undefined })).toContain("trials is required");
   expect(place.starts()).toEqual([]);
 });
