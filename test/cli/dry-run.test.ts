@@ -117,6 +117,22 @@ test("a run that this machine's GPUs cannot hold is refused before anything is l
   }
 });
 
+test.each([
+  ["sweep", "sweeps/rendered.yaml"],
+  ["ablation", "ablations/rendered.yaml"],
+])("%s --dry-run on cuda is for any machine, and says what the runs need", async (command, file) => {
+  const { PATH } = process.env;
+  try {
+    process.env.PATH = "";
+    expect(await main([command, "--dry-run", "--config", at(file), "--set", "device=cuda"])).toBe(0);
+    expect(out.text).toMatch(/^(# )?\d+ .*, as many at a time as there are GPUs for, into /);
+    expect(out.text).toMatch(/^(# )?GPUs: 1 for each run \(gpusPerRun\), 0 visible here: without --dry-run/m);
+    expect(err.text).toBe("");
+  } finally {
+    process.env.PATH = PATH;
+  }
+});
+
 test("--device-memory is for a dry run", async () => {
   expect(await main(["grpo", "--config", at("8xa100.yaml"), "--device-memory", "40"])).toBe(1);
   expect(err.text).toMatch(/together with --dry-run/);
