@@ -9,6 +9,7 @@ import * as checkData from "./check-data.ts";
 import * as compare from "./compare.ts";
 import * as doctor from "./doctor.ts";
 import * as evaluate from "./eval.ts";
+import * as exportModel from "./export.ts";
 import * as generate from "./generate.ts";
 import * as grpo from "./grpo.ts";
 import * as inspect from "./inspect.ts";
@@ -29,6 +30,7 @@ const commands = [
   generate,
   score,
   inspect,
+  exportModel,
   makeDataset,
   checkData,
   doctor,
