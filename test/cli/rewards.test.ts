@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { main } from "../../src/cli/main.ts";
 import { renderedCorpus } from "../../src/data/rendered/corpus.ts";
 import { writeModelFolder } from "../../src/data/tiny-model-folder.ts";
@@ -23,7 +23,7 @@ beforeAll(async () => {
   });
   writeFileSync(
     at("mine.mjs"),
-    "export default ({ lengths, kind }) => kind.map((k, i) => (k === 'odd' ? 'no' : lengths[i]));",
+    "console.log('loading'); export default ({ lengths, kind }) => kind.map((k, i) => (k === 'odd' ? 'no' : lengths[i]));",
   );
 });
 
@@ -50,6 +50,8 @@ test("score --rewards: built-in, module and Python functions of the last turns, 
   const flags = ["--set", `model.path=${at("model")}`, "--set", `rewards=${JSON.stringify(rewards)}`];
   const files = ["--input", at("chats.jsonl"), "--output", at("scores.jsonl")];
   expect(await main(["score", "--rewards", ...flags, ...files])).toBe(0);
+  await vi.waitFor(() => expect(err.text).toMatch(/"reward":"mine","msg":"loading"/));
+  expect(out.text).toBe(""); // what functions print stays out of what the command writes
   const lines = readFileSync(at("scores.jsonl"), "utf8")
     .trim()
     .split("\n")
