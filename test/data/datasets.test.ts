@@ -161,6 +161,11 @@ test("chat: the last assistant turn is the response", async () => {
   expect(answered).toMatchObject({ id: "2", response: "Hello", solution: "" });
   expect(answered?.messages).toEqual(asked?.messages);
   await expect(read("chat", [{ messages: messages.slice(0, 1) }])).rejects.toThrow(/end with the user's turn/);
+
+  const pictured = { role: "assistant", content: [{ type: "image", image: "i.png" }] };
+  await expect(read("chat", [{ messages: [{ role: "user", content: "?" }, pictured] }])).rejects.toThrow(
+    /:1 \(sample 1\): the last turn, which is the response, must be text/,
+  );
 });
 
 describe("generic", () => {
