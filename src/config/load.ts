@@ -118,7 +118,8 @@ function assign(root: Tree, path: readonly string[], value: unknown, origin: str
   for (let i = 0; i < path.length - 1; i++) {
     const at = path.slice(0, i + 1);
     const existing = childOf(parent, path[i]!);
-    const child = existing ?? structuredClone(defaultOf(nodeAt(at)!.schema)) ?? {};
+    const node = nodeAt(at)!;
+    const child = existing ?? structuredClone(defaultOf(node.schema)) ?? (node.kind === "list" ? [] : {});
     if (existing === undefined || existing === null) putChild(parent, path[i]!, child, at, origin);
     if (!isTree(child) && !Array.isArray(child)) {
       throw new ConfigError(`${origin}: ${at.join(".")} is ${nameOf(child)}, which has no parts`, { origin });
