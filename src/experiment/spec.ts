@@ -44,6 +44,7 @@ export const commonKeys = {
   maxMinutes: z
     .number()
     .positive()
+    .max(30_000) // 20 days; beyond 24 a timer would end at once
     .optional()
     .meta({ description: "A run that takes longer has failed and is ended; not set: no limit." }),
   maxFailed: z

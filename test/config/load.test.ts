@@ -155,6 +155,7 @@ test.each([
   [["rewards=[{name: format, interpreter: python3}]"], "rewards.0.interpreter: only a python function has one"],
   [["rewards=[{name: a, url: 'http://b', call: completion}]"], "rewards.0.call: completion is for modules"],
   [["rollout.topP=0"], "rollout.topP: 0 leaves no token"],
+  [["rewards.0.timeoutS=1e9"], "rewards.0.timeoutS: expected number to be <=2000000"],
   [["eval.topP=0"], "eval.topP: 0 leaves no token"],
   [["optimizer.beta2=1"], "optimizer.beta2: expected number to be <1"],
   [["trainer.evalEvery=5"], "trainer.evalEvery: evaluation during training needs data.eval"],
