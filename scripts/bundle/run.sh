@@ -1,7 +1,7 @@
 #!/bin/sh
 # Grove on a machine without Node and without internet: python3 with torch 2.11 to 2.13 and g++ are enough.
 #   ./run.sh doctor                                 what this machine has, and what is missing
-#   ./run.sh grpo --config configs/8xa100.yaml      sft, eval, compare, sweep, ablation, generate, score, inspect, check-data, make-dataset, quickstart likewise
+#   ./run.sh grpo --config configs/8xa100.yaml      sft, eval, compare, sweep, ablation, generate, score, inspect, export, check-data, make-dataset, quickstart likewise
 #   ./run.sh bench dispatch                         benchmarks
 #   ./run.sh parity --device cuda                   every stage beside Hugging Face transformers, where python3 has it
 #   ./run.sh selftest                               the tests that need a GPU; `selftest model/` picks others by name

@@ -1,8 +1,11 @@
 /** A lock file that holds the owner's process id, so that two set-ups in one folder take turns and a killed one blocks nobody. */
 
-import { closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, statSync, writeSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+
+/** An owner writes its id at once: a lock without one that is older than this was left by a process that died, or found the disk full, meanwhile. */
+const NAMELESS_MS = 5000;
 
 /**
  * Runs `work` while holding the lock `file`. Waits for a living owner (calling `onWait(pid)` once), takes over from a dead one.
@@ -17,7 +20,7 @@ export async function withLock(file, work, { onWait, pollMs = 200 } = {}) {
   let waiting = false;
   while (!take(file)) {
     const owner = ownerOf(file);
-    if (owner !== undefined && !isAlive(owner)) removeStale(file, owner);
+    if (owner === undefined ? isOld(file) : !isAlive(owner)) removeStale(file, owner);
     else {
       if (!waiting && owner !== undefined) onWait?.(owner);
       waiting = true;
@@ -44,6 +47,11 @@ function take(file) {
     if (error.code === "EEXIST") return false;
     throw error;
   }
+}
+
+function isOld(file) {
+  const info = statSync(file, { throwIfNoEntry: false });
+  return info !== undefined && Date.now() - info.mtimeMs > NAMELESS_MS;
 }
 
 /** The process id in the lock; undefined while its owner is still writing it, or when it has just been released. */

@@ -5,7 +5,7 @@ import { runAblation } from "../experiment/ablation.ts";
 import { ablationText, writeAblationResults } from "../experiment/ablation-report.ts";
 import { readAblation } from "../experiment/ablation-spec.ts";
 import { ablationTables } from "../experiment/ablation-tables.ts";
-import { type ExperimentFlags, slotsOf, stopSignal, withExperimentFlags } from "./experiment.ts";
+import { type ExperimentFlags, placesOf, slotsOf, stopSignal, withExperimentFlags } from "./experiment.ts";
 import { ownProgram } from "./own-program.ts";
 
 export const command = "ablation";
@@ -24,14 +24,17 @@ export function builder(yargs: Argv): Argv<ExperimentFlags> {
 export async function handler(flags: ExperimentFlags): Promise<void> {
   const { set, runDir, parallel } = flags;
   const ablation = readAblation(flags.config, { set, runDir, parallel });
-  const slots = await slotsOf(ablation.jobs[0]?.config as Config, ablation);
+  const first = ablation.jobs[0]?.config as Config;
   const print = (line: string) => void process.stdout.write(`${line}\n`);
   if (flags.dryRun) {
-    print(`${ablation.jobs.length} runs, ${slots.length} at a time, into ${ablation.runDir}`);
+    const { atATime, notes } = placesOf(first, ablation);
+    print(`${ablation.jobs.length} runs, ${atATime}, into ${ablation.runDir}`);
+    for (const note of notes) print(note);
     for (const { variant, seed, command, from } of ablation.jobs)
       print(`${variant}, seed ${seed}: ${command}${from === undefined ? "" : ` from ${from}`}`);
     return;
   }
+  const slots = await slotsOf(first, ablation);
   const stop = stopSignal();
   try {
     const { jobs, finished } = await runAblation(ablation, {

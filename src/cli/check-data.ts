@@ -5,7 +5,7 @@ import { checkData } from "../data/check-data.ts";
 import { reportText } from "../data/check-table.ts";
 import { ConfigError, GroveError } from "../errors.ts";
 import { goldAnswer } from "../reward/gold.ts";
-import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
+import { type ConfigFlags, configToRun, countFlag, withConfigFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
 export const command = "check-data";
@@ -32,9 +32,7 @@ export function builder(yargs: Argv): Argv<Flags> {
 export async function handler(flags: Flags): Promise<void> {
   const config = configToRun(flags);
   if (config === undefined) return;
-  const { limit } = flags;
-  if (limit !== undefined && (!Number.isInteger(limit) || limit < 1))
-    throw new ConfigError("--limit must be a whole number above 0");
+  const limit = countFlag("limit", flags.limit);
   if (config.data.train.length + Object.keys(config.data.eval).length === 0)
     throw new ConfigError("data.train and data.eval are empty: there is nothing to check");
   const progress = new Progress();

@@ -12,6 +12,7 @@ import {
 } from "../eval/compare.ts";
 import { changedSettings } from "../eval/settings.ts";
 import { readSettings } from "./evaluation.ts";
+import { countFlag } from "./options.ts";
 import { openOutput } from "./output.ts";
 
 export const command = "compare";
@@ -50,6 +51,7 @@ export function builder(yargs: Argv): Argv<Flags> {
 }
 
 export function handler({ a, b, json, flips: flipFile, show, allowSubset }: Flags): void {
+  countFlag("show", show, 0);
   const [runA, runB] = [answersIn(a), answersIn(b)];
   const problems = overlapProblems(overlapOf(runA, runB));
   if (problems.length > 0 && !allowSubset) {

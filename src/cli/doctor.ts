@@ -33,11 +33,12 @@ export function handler(flags: ConfigFlags): void {
 }
 
 /** Files that a run with this config opens first. */
-function filesOf({ model, data, rewards }: Config): string[] {
+function filesOf({ model, lora, data, rewards }: Config): string[] {
   const sets = [...data.train, ...Object.values(data.eval)];
   return [
     path.join(model.path, "config.json"),
     path.join(model.path, "tokenizer.json"),
+    ...[model.adapter, lora?.path].flatMap((adapter) => adapter ?? []),
     ...sets.flatMap(({ file, mediaRoot }) => (mediaRoot === undefined ? [file] : [file, mediaRoot])),
     ...rewards.flatMap(({ path, python }) => path ?? python?.match(/^(.+\.py):/)?.[1] ?? []),
   ];

@@ -10,7 +10,7 @@ import { type EvalResults, evalTable, summarize } from "../eval/report.ts";
 import { decidingSettings } from "../eval/settings.ts";
 import { endWithExperiment } from "./end-with-experiment.ts";
 import { claimFolder, type EvaluationOptions, RESULTS_FILE, runEvaluation } from "./evaluation.ts";
-import { configOrPlan, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
+import { configOrPlan, countFlag, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 import { asRanks, type RankRun } from "./ranks.ts";
 
@@ -120,10 +120,4 @@ function report(config: Config, results: EvalResults, shard: Shard | undefined):
   process.stdout.write(
     `${evalTable(results, benchmarks)}\n\n${reasons}written to ${file}; settings in evaluation.json\n`,
   );
-}
-
-function countFlag(name: string, value: number | undefined): number | undefined {
-  if (value !== undefined && (!Number.isInteger(value) || value < 1))
-    throw new ConfigError(`--${name} must be a whole number above 0`);
-  return value;
 }

@@ -3,7 +3,8 @@
 import { availableParallelism } from "node:os";
 import type { Argv } from "yargs";
 import type { Config } from "../config/schema.ts";
-import type { Slot } from "../experiment/slots.ts";
+import { plannedPlaces, type Slot, slotsFor, visibleGpus } from "../experiment/slots.ts";
+import { visibleGpus as gpusOfDriver } from "./gpus.ts";
 
 export interface ExperimentFlags {
   config: string;
@@ -48,13 +49,19 @@ export function withExperimentFlags(yargs: Argv): Argv<ExperimentFlags> {
     .option("retry-failed", { type: "boolean", default: false, describe: "Make runs that failed once more" }) as never;
 }
 
-/** Slots for the runs of an experiment, and the first line of what it prints. */
-export async function slotsOf(
-  config: Config,
-  spec: { parallel?: number | undefined; gpusPerRun: number },
-): Promise<Slot[]> {
-  const { slotsFor, visibleGpus } = await import("../experiment/slots.ts");
+/** Slots for the runs of an experiment. @throws ConfigError where there are too few GPUs for one */
+export async function slotsOf(config: Config, spec: Places): Promise<Slot[]> {
   return slotsFor(config, spec, await visibleGpus(config, process.env), availableParallelism());
+}
+
+interface Places {
+  parallel?: number | undefined;
+  gpusPerRun: number;
+}
+
+/** What a dry run says of them: without libtorch, so that GPUs are counted as the driver's tool sees them. */
+export function placesOf(config: Config, spec: Places): ReturnType<typeof plannedPlaces> {
+  return plannedPlaces(config, spec, config.device === "cuda" ? gpusOfDriver().length : 0);
 }
 
 /** A first SIGINT or SIGTERM asks to stop; another one, a second later, ends this process and with it the runs. */

@@ -3,7 +3,7 @@ import type { Config } from "../config/schema.ts";
 import { ConfigError } from "../errors.ts";
 import type { Completion, Sample } from "../types.ts";
 import { questionSample, readChats } from "./chat-samples.ts";
-import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
+import { type ConfigFlags, configToRun, countFlag, withConfigFlags } from "./options.ts";
 import { openOutput } from "./output.ts";
 
 export const command = "generate";
@@ -46,8 +46,9 @@ export async function handler(flags: Flags): Promise<void> {
   if (config === undefined) return;
   if (flags.input === undefined && flags.question === undefined)
     throw new ConfigError("generate needs --input or --question");
-  if (!Number.isInteger(flags.count) || flags.count < 1)
-    throw new ConfigError("--count must be a whole number above 0");
+  if (flags.question === undefined && flags.video.length + flags.image.length > 0)
+    throw new ConfigError("--video and --image belong to --question; the chats of --input name their own");
+  countFlag("count", flags.count);
   if (flags.count > 1 && config.eval.greedy) {
     throw new ConfigError("--count above 1 would repeat one greedy answer; add --set eval.greedy=false");
   }
@@ -63,9 +64,9 @@ async function generate(config: Config, samples: readonly Sample[], { count, out
   applyDevice(config);
   using model = openModel(config);
   const { loader, sampler, close } = await openPipeline(config, model);
-  using output = file === undefined ? undefined : openOutput(file);
   const { maxNewTokens, temperature, topK, topP, greedy, batchSize } = config.eval;
   try {
+    using output = file === undefined ? undefined : openOutput(file);
     for (let start = 0; start < samples.length; start += batchSize) {
       loader.prefetch(samples.slice(start, start + 2 * batchSize));
       const loaded = await Promise.all(samples.slice(start, start + batchSize).map((sample) => loader.load(sample)));

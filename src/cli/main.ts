@@ -9,6 +9,7 @@ import * as checkData from "./check-data.ts";
 import * as compare from "./compare.ts";
 import * as doctor from "./doctor.ts";
 import * as evaluate from "./eval.ts";
+import * as exportModel from "./export.ts";
 import * as generate from "./generate.ts";
 import * as grpo from "./grpo.ts";
 import * as inspect from "./inspect.ts";
@@ -29,6 +30,7 @@ const commands = [
   generate,
   score,
   inspect,
+  exportModel,
   makeDataset,
   checkData,
   doctor,
@@ -50,6 +52,7 @@ export function cli(args: readonly string[]): Argv {
     .wrap(Math.min(120, process.stdout.columns ?? 120))
     .version(false)
     .exitProcess(false)
+    .check(refuseTwice, true)
     .fail((message, error) => {
       throw error ?? new UsageError(message);
     });
@@ -57,6 +60,14 @@ export function cli(args: readonly string[]): Argv {
     parser.command(command, describe, builder as never, handler as never);
   }
   return parser;
+}
+
+/** A flag that takes one value and is given twice would be a list where nobody expects one. */
+function refuseTwice(flags: Readonly<Record<string, unknown>>, options: unknown): true {
+  const { array } = options as { array: readonly string[] };
+  const twice = Object.keys(flags).find((name) => name !== "_" && Array.isArray(flags[name]) && !array.includes(name));
+  if (twice !== undefined) throw new UsageError(`--${twice} is given more than once.`);
+  return true;
 }
 
 /** A command line that cannot be understood. */

@@ -25,7 +25,7 @@ export async function handler(flags: Flags): Promise<void> {
   // No model takes part, so model.path need not be set.
   const config = configToRun(flags, { set: ["model.path=unused"] });
   if (config === undefined) return;
-  const progress = new Progress();
+  using progress = new Progress();
   const made = await renderDataset(flags.out, { seed: config.seed, ...config.rendered }, (tick) =>
     progress.part({ label: "videos", ...tick }),
   );

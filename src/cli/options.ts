@@ -95,6 +95,13 @@ export async function configOrPlan(flags: PlanFlags, stage: Stage): Promise<Conf
   return undefined;
 }
 
+/** A number of things, as a flag gives it. @throws ConfigError for anything but a whole number that is `least` or more */
+export function countFlag<T extends number | undefined>(name: string, value: T, least: 0 | 1 = 1): T {
+  if (value !== undefined && (!Number.isInteger(value) || value < least))
+    throw new ConfigError(`--${name} must be a whole number ${least === 0 ? "that is 0 or more" : "above 0"}`);
+  return value;
+}
+
 /** A string flag that may be given several times, one value each time. */
 function repeated(describe: string, alias: string[]) {
   return {

@@ -17,7 +17,8 @@ export interface Tick {
 /** Ticks that are not steps (videos, evaluation questions) are logged at most so often where there is no terminal. */
 const LOG_INTERVAL_S = 15;
 
-export class Progress {
+/** To be stopped, or disposed of, whatever happens: a line that is being redrawn keeps the process alive and the cursor hidden. */
+export class Progress implements Disposable {
   readonly #bar: cliProgress.SingleBar | undefined;
   #label = "";
   #since = 0; // when the label's first tick came, ms
@@ -48,6 +49,10 @@ export class Progress {
   stop(): void {
     this.#bar?.stop();
     this.#label = "";
+  }
+
+  [Symbol.dispose](): void {
+    this.stop();
   }
 
   #show({ label, done, total, etaS, metrics = {} }: Tick, logIt: boolean): void {

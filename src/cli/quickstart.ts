@@ -103,7 +103,7 @@ async function runQuickstart(
 ): Promise<{ models: Models; seconds: Record<string, number> } | undefined> {
   const { root, vanilla, sft, grpo } = configs;
   mkdirSync(root, { recursive: true });
-  const progress = new Progress();
+  using progress = new Progress();
   const stages = new Stages(path.join(root, "stages"), (line) => {
     progress.stop();
     process.stdout.write(`${line}\n`);

@@ -142,8 +142,10 @@ function checkCount({ device, trainer }: Config, world: number, nproc: number | 
 }
 
 /** The command line that goes on with the run that `args` has begun. */
-function resuming(args: readonly string[]): string[] {
-  return [...args.filter((arg) => !/^--(overwrite|resume)(=.*)?$/.test(arg)), "--resume"];
+export function resuming(args: readonly string[]): string[] {
+  const isFlag = (arg: string | undefined) => /^--(no-)?(overwrite|resume)(=.*)?$/.test(arg ?? "");
+  const isItsValue = (arg: string, i: number) => /^(true|false)$/.test(arg) && isFlag(args[i - 1]); // --overwrite true
+  return [...args.filter((arg, i) => !isFlag(arg) && !isItsValue(arg, i)), "--resume"];
 }
 
 function launchOf(config: Config, count: number, pod: Place | null): Launch {

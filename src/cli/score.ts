@@ -21,7 +21,7 @@ export function builder(yargs: Argv): Argv<Flags> {
       .usage(
         `$0 score --config file.yaml --input chats.jsonl\n\n${describe}.\n` +
           'In: lines of {"messages": [...]} whose last message is the assistant\'s. ' +
-          'Out: a line {"prompt_ids": [], "completion_ids": [], "logprobs": []} each; natural logarithms at temperature 1. ' +
+          'Out: a line {"id": ..., "prompt_ids": [], "completion_ids": [], "logprobs": []} each; natural logarithms at temperature 1. ' +
           'The completion is the turn\'s text and the token that ends it. With --rewards: {"id": ..., "reward": 1.2, "reward_breakdown": {}}; ' +
           "the gold answer is the line's solution.",
       )
@@ -56,14 +56,15 @@ async function scoreChats(config: Config, samples: readonly Sample[], outputFile
   applyDevice(config);
   using model = openModel(config);
   const { loader, processor, close } = await openPipeline(config, model);
-  using output = openOutput(outputFile);
   try {
+    using output = openOutput(outputFile);
     for (const sample of samples) {
       const prompt = await loader.load(sample);
       if (prompt === null) continue; // skipped and logged, as data.onBadSample says
       const completion = lastTurnIds(processor.tokenizer, sample);
       using pass = model.pass(packGroups([{ prompt, completions: [completion] }]), { grad: false });
       output.writeLine({
+        id: sample.id,
         prompt_ids: [...prompt.inputIds],
         completion_ids: [...completion],
         logprobs: pass.logprobs.toNumbers(),

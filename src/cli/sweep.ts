@@ -5,7 +5,7 @@ import { propose } from "../experiment/search.ts";
 import { runSweep } from "../experiment/sweep.ts";
 import { paramsText, sweepTable, trialLine, writeSweepResults } from "../experiment/sweep-report.ts";
 import { readSweep, type Sweep } from "../experiment/sweep-spec.ts";
-import { type ExperimentFlags, slotsOf, stopSignal, withExperimentFlags } from "./experiment.ts";
+import { type ExperimentFlags, placesOf, slotsOf, stopSignal, withExperimentFlags } from "./experiment.ts";
 import { ownProgram } from "./own-program.ts";
 
 export const command = "sweep";
@@ -31,11 +31,11 @@ export function builder(yargs: Argv): Argv<Flags> {
 export async function handler(flags: Flags): Promise<void> {
   const { set, runDir, trials: wanted, parallel, seed } = flags;
   const sweep = readSweep(flags.config, { set, runDir, trials: wanted, parallel, seed });
-  const slots = await slotsOf(sweep.configOf({}), sweep);
   if (flags.dryRun) {
-    process.stdout.write(plan(sweep, slots.length));
+    process.stdout.write(plan(sweep));
     return;
   }
+  const slots = await slotsOf(sweep.configOf({}), sweep);
   const stop = stopSignal();
   const print = (line: string) => void process.stdout.write(`${line}\n`);
   try {
@@ -57,7 +57,7 @@ export async function handler(flags: Flags): Promise<void> {
 }
 
 /** What would be run: the settings that are known before any result is, and the config they change. */
-function plan(sweep: Sweep, slots: number): string {
+function plan(sweep: Sweep): string {
   const { search, trials, seeds, objective } = sweep;
   const known = search.kind === "tpe" ? Math.min(search.tpe.startup, trials) : trials;
   const tried: Record<string, unknown>[] = [];
@@ -66,11 +66,14 @@ function plan(sweep: Sweep, slots: number): string {
     if (params === undefined) break;
     tried.push(params);
   }
+  const config = sweep.configOf({});
+  const { atATime, notes } = placesOf(config, sweep);
   const lines = [
-    `${trials} trials (${search.kind}) x ${seeds.length} seeds, ${slots} at a time, into ${sweep.runDir}`,
+    `${trials} trials (${search.kind}) x ${seeds.length} seeds, ${atATime}, into ${sweep.runDir}`,
+    ...notes,
     `${objective.goal} ${objective.metric}, mean over ${objective.window} steps`,
     ...tried.map((params, trial) => `trial ${trial}: ${paramsText(params)}`),
     ...(known < trials ? [`trials ${known} to ${trials - 1}: chosen by the outcomes of those before`] : []),
   ];
-  return `${lines.map((line) => `# ${line}\n`).join("")}${dumpConfig(sweep.configOf({}))}`;
+  return `${lines.map((line) => `# ${line}\n`).join("")}${dumpConfig(config)}`;
 }

@@ -8,7 +8,7 @@ import { metricsAt } from "../experiment/objective.ts";
 import { readMetrics } from "../trainer/run-folder.ts";
 import type { TrainHooks, TrainResult } from "../trainer/training-loop.ts";
 import { endWithExperiment } from "./end-with-experiment.ts";
-import { configOrPlan, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
+import { configOrPlan, countFlag, type PlanFlags, withConfigFlags, withPlanFlags } from "./options.ts";
 import { Progress } from "./progress.ts";
 
 export interface TrainFlags extends PlanFlags {
@@ -56,6 +56,8 @@ export async function runTraining(
   flags: TrainFlags,
   train: (config: Config, hooks: TrainHooks) => Promise<TrainResult>,
 ): Promise<void> {
+  countFlag("json-window", flags.jsonWindow);
+  countFlag("max-restarts", flags.maxRestarts, 0);
   const config = await configOrPlan(flags, label);
   if (config === undefined) return;
   requireData(config, "train");

@@ -5,7 +5,7 @@ import { z } from "zod";
 export const bestKnobs = {
   keepBest: z.number().int().nonnegative().default(0).meta({
     description:
-      "Checkpoints kept besides the keepLast newest, those that are best by trainer.bestMetric, of equal ones the newer; `best` in the run folder points to the best of them. 0 = none.",
+      "Checkpoints kept besides the keepLast newest, those that are best by trainer.bestMetric, of equal ones the newer; `best` in the run folder points to the best of them: its model is `best/model`, of a run with `lora` its adapter `best/adapter`. 0 = none.",
   }),
   bestMetric: z.string().min(1).optional().meta({
     description:

@@ -14,7 +14,7 @@ export interface Problem {
 
 /** Every contradiction in a config that is valid knob by knob; empty when there is none. */
 export function checkConfig(config: Config): Problem[] {
-  const { data, rewards, rollout, trainer, optimizer, rendered, tinyModel } = config;
+  const { data, rewards, trainer, rendered, tinyModel } = config;
   const problems: Problem[] = [];
   const refuse = (wrong: boolean, knob: string, problem: string) => {
     if (wrong) problems.push({ knob, problem });
@@ -38,9 +38,6 @@ export function checkConfig(config: Config): Problem[] {
   );
 
   checkRewards(rewards, refuse);
-  refuse(rollout.topP === 0, "rollout.topP", "0 leaves no token to sample; 1 keeps all");
-  refuse(config.eval.topP === 0, "eval.topP", "0 leaves no token to sample; 1 keeps all");
-
   checkAlgorithm(config, refuse);
   checkBest(config, refuse);
   checkTrained(config, refuse);
@@ -50,8 +47,6 @@ export function checkConfig(config: Config): Problem[] {
     "trainer.evalEvery",
     "evaluation during training needs data.eval",
   );
-  refuse(optimizer.beta1 >= 1, "optimizer.beta1", "must be below 1");
-  refuse(optimizer.beta2 >= 1, "optimizer.beta2", "must be below 1");
 
   refuse(
     rendered.sftVideos > rendered.trainVideos,

@@ -100,7 +100,7 @@ function metaOf(node: Node, name: "description" | "follows"): string | undefined
   return undefined;
 }
 
-/** The type and range in words: "integer > 0", "number 0 to 1", "one of ...". */
+/** The type and range in words: "integer > 0", "number, 0 to 1", "number, above 0 to 1", "number, 0 to below 1". */
 function typeOf(node: Node): string {
   if (node.kind === "list") return node.child.kind === "value" ? `list of ${typeOf(node.child)}` : "list";
   if (node.kind === "record")
@@ -113,7 +113,10 @@ function typeOf(node: Node): string {
   const upper = json.maximum ?? json.exclusiveMaximum;
   const bounded = upper !== undefined && Math.abs(upper) < Number.MAX_SAFE_INTEGER;
   const from = lower === undefined || Math.abs(lower) >= Number.MAX_SAFE_INTEGER ? "" : String(lower);
-  if (bounded && from !== "") return `${json.type}, ${from} to ${upper}`;
+  if (bounded && from !== "") {
+    const [above, below] = [json.minimum === undefined ? "above " : "", json.maximum === undefined ? "below " : ""];
+    return `${json.type}, ${above}${from} to ${below}${upper}`;
+  }
   if (from === "") return json.type;
   return `${json.type} ${json.exclusiveMinimum === undefined ? "≥" : ">"} ${from}`;
 }

@@ -4,7 +4,6 @@
  * directory's, not the YAML file's.
  */
 
-import { readFileSync } from "node:fs";
 import YAML from "yaml";
 import { ConfigError } from "../errors.ts";
 import { knobCalled } from "./aliases.ts";
@@ -12,6 +11,7 @@ import { checkConfig } from "./check.ts";
 import { nearest } from "./nearest.ts";
 import { type Config, configSchema } from "./schema.ts";
 import { configTree, defaultOf, knobPaths, type Node, nodeAt } from "./schema-tree.ts";
+import { parseYaml, readText } from "./yaml.ts";
 
 export interface ConfigSources {
   /** YAML files, in the order of `--config`. */
@@ -35,7 +35,8 @@ type Origins = Map<string, string>;
 export function loadConfig(sources: ConfigSources): Config {
   const origins: Origins = new Map();
   let merged: Tree = {};
-  for (const file of sources.files ?? []) merged = merge(merged, readYaml(file, origins)) as Tree;
+  for (const file of sources.files ?? [])
+    merged = merge(merged, readTree(readText(file, "config file"), file, origins)) as Tree;
   for (const assignment of sources.set ?? []) applySet(merged, assignment, origins);
   for (const [path, value] of Object.entries(sources.flags ?? {})) {
     if (value !== undefined) assign(merged, path.split("."), value, `--${flagOf(path)} ${String(value)}`, origins);
@@ -51,30 +52,12 @@ export function dumpConfig(config: Config): string {
 /** Checks an object read elsewhere (a run folder's config.yaml, a checkpoint) as `loadConfig` does. */
 export function parseConfig(text: string, file: string): Config {
   const origins: Origins = new Map();
-  return validate(parseYaml(text, file, origins), origins);
+  return validate(readTree(text, file, origins), origins);
 }
 
-function readYaml(file: string, origins: Origins): Tree {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (error) {
-    const missing = (error as NodeJS.ErrnoException).code === "ENOENT";
-    throw new ConfigError(`${file}: ${missing ? "no such config file" : (error as Error).message}`, { file });
-  }
-  return parseYaml(text, file, origins);
-}
-
-function parseYaml(text: string, file: string, origins: Origins): Tree {
-  const lines = new YAML.LineCounter();
-  const document = YAML.parseDocument(text, { lineCounter: lines });
-  const [error] = document.errors;
-  if (error !== undefined) {
-    throw new ConfigError(`${file}:${error.linePos?.[0].line ?? 1}: not valid YAML: ${error.message.split("\n")[0]}`, {
-      file,
-    });
-  }
-  const tree = (document.toJS() ?? {}) as unknown;
+function readTree(text: string, file: string, origins: Origins): Tree {
+  const { document, value, lines } = parseYaml(text, file);
+  const tree = value ?? {};
   if (!isTree(tree)) throw new ConfigError(`${file}: a config is a mapping of sections, got ${nameOf(tree)}`, { file });
 
   YAML.visit(document, {
@@ -135,7 +118,8 @@ function assign(root: Tree, path: readonly string[], value: unknown, origin: str
   for (let i = 0; i < path.length - 1; i++) {
     const at = path.slice(0, i + 1);
     const existing = childOf(parent, path[i]!);
-    const child = existing ?? structuredClone(defaultOf(nodeAt(at)!.schema)) ?? {};
+    const node = nodeAt(at)!;
+    const child = existing ?? structuredClone(defaultOf(node.schema)) ?? (node.kind === "list" ? [] : {});
     if (existing === undefined || existing === null) putChild(parent, path[i]!, child, at, origin);
     if (!isTree(child) && !Array.isArray(child)) {
       throw new ConfigError(`${origin}: ${at.join(".")} is ${nameOf(child)}, which has no parts`, { origin });

@@ -2,7 +2,8 @@
 
 import { z } from "zod";
 
-const seconds = () => z.number().positive();
+/** Up to what a timer can hold, 24 days: beyond that it would end at once. */
+const seconds = () => z.number().positive().max(2_000_000);
 
 export const BUILT_IN_REWARDS: readonly string[] = ["accuracy", "format", "math", "consistency"];
 

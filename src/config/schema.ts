@@ -9,7 +9,7 @@ import { bestKnobs } from "./best-checkpoints.ts";
 import { evaluation } from "./evaluation.ts";
 import { failureKnobs } from "./failure.ts";
 import { adapterKnobs, freezeKnobs, loraKnobs, rateKnobs } from "./lora.ts";
-import { fraction, positive } from "./numbers.ts";
+import { fraction, positive, topShare } from "./numbers.ts";
 import { rendered, tinyModel } from "./rendered.ts";
 import { rewardFunction } from "./rewards.ts";
 
@@ -94,7 +94,7 @@ const rollout = z.strictObject({
   topK: z.number().int().nonnegative().default(0).meta({
     description: "Sample among the k likeliest tokens; 0 = all [seed: 50, by Hugging Face's hidden default].",
   }),
-  topP: fraction()
+  topP: topShare()
     .default(1)
     .meta({ description: "Sample among the likeliest tokens that hold this probability; 1 = all [seed: 1]." }),
   maxConcurrent: positive().default(256).meta({ description: "Most completions decoded at the same time." }),
@@ -177,6 +177,8 @@ const trainer = z.strictObject({
   }),
 });
 
+const decay = () => z.number().min(0).lt(1);
+
 const optimizer = z.strictObject({
   learningRate: z
     .number()
@@ -191,8 +193,8 @@ const optimizer = z.strictObject({
   warmupFraction: fraction()
     .default(0)
     .meta({ description: "Share of the steps over which the rate rises from 0 [seed: 0 GRPO, 0.1 SFT]." }),
-  beta1: fraction().default(0.9).meta({ description: "AdamW's first moment decay [HF]." }),
-  beta2: fraction().default(0.999).meta({ description: "AdamW's second moment decay [HF]." }),
+  beta1: decay().default(0.9).meta({ description: "AdamW's first moment decay [HF]." }),
+  beta2: decay().default(0.999).meta({ description: "AdamW's second moment decay [HF]." }),
   eps: z.number().positive().default(1e-8).meta({ description: "AdamW's epsilon [HF]." }),
   weightDecay: z
     .number()

@@ -43,7 +43,7 @@ export class BadSamples {
   learn(names: readonly string[]): void {
     for (const name of names) this.#known.add(name);
     if (this.count <= this.#limit) return;
-    const last = names.at(-1) as string;
+    const last = this.known.at(-1) as string;
     throw new DataError({ file: last }, `${this.count} samples were unusable, data.maxBadSamples is ${this.#limit}`);
   }
 

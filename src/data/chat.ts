@@ -19,7 +19,8 @@ export function chatSample(fields: Fields, id: string, context: ReadContext): Sa
   const messages = readMessages(fields, "messages", context.mediaRoot);
   const last = messages.at(-1);
   if (last?.role !== "assistant") return sample(fields, id, context, messages, undefined);
-  const response = typeof last.content === "string" ? last.content : last.content.map(textOf).join("");
+  if (mediaIn(last.content)) throw fields.error("the last turn, which is the response, must be text");
+  const response = textOf(last.content);
   return sample(fields, id, context, messages.slice(0, -1), response);
 }
 
@@ -70,6 +71,11 @@ function readPart(fields: Fields, path: string, part: unknown, root: string): Co
   throw fields.error(`${path} must be a text, image or video part, got ${JSON.stringify(part)?.slice(0, 80)}`);
 }
 
-function textOf(part: ContentPart): string {
-  return part.type === "text" ? part.text : "";
+function mediaIn(content: ChatMessage["content"]): boolean {
+  return typeof content !== "string" && content.some(({ type }) => type !== "text");
+}
+
+function textOf(content: ChatMessage["content"]): string {
+  if (typeof content === "string") return content;
+  return content.map((part) => (part.type === "text" ? part.text : "")).join("");
 }

@@ -112,6 +112,7 @@ export function missingDecoder(log: string): string | undefined {
 /** Encodes raw frames or a lavfi source to a file: what `inputOptions -i input` gives, written to `output`. */
 export async function encodeWithFfmpeg(args: readonly string[], stdin?: Uint8Array): Promise<void> {
   const { path } = await findFfmpeg();
+  const hint = "npm run doctor shows which ffmpeg is used, and how much room the disk has";
   await new Promise<void>((resolve, reject) => {
     const child = execFile(
       path,
@@ -119,7 +120,7 @@ export async function encodeWithFfmpeg(args: readonly string[], stdin?: Uint8Arr
       { maxBuffer: 1 << 26 },
       (cause, _, stderr) => {
         if (cause === null) resolve();
-        else reject(new MediaError(args.at(-1) ?? "", `ffmpeg cannot write it\n${tail(stderr)}`, {}, cause));
+        else reject(new MediaError(args.at(-1) ?? "", `ffmpeg cannot write it\n${tail(stderr)}`, { hint }, cause));
       },
     );
     child.stdin?.on("error", () => {}); // a broken pipe shows as ffmpeg's own exit status

@@ -16,14 +16,19 @@ const KINDS = ["image", "video"] as const;
 /** To be raised when the same file under the same rules gives other pixels than before: older entries are then not found. */
 const PIXEL_RULES = 2;
 const SUFFIX = ".frames";
+const UNFINISHED = ".tmp";
+/** An entry is written in seconds: one that is still unfinished after so long was a killed process's. */
+const ABANDONED_MS = 3_600_000;
+/** The folder is looked at again after own writes of this share of the limit: other threads and processes write, too. */
+const RECOUNT = 1 / 64;
 /** Eviction goes this far below the limit, so that it does not run again for every new entry. */
 const EVICT_TO = 0.9;
 
 export class FrameCache {
   readonly #folder: string;
   readonly #limitBytes: number;
-  /** Bytes in the folder as far as we know: counted at the first write, then kept up with our own writes. */
-  #bytes: number | undefined;
+  #counted = Number.POSITIVE_INFINITY; // bytes in the folder when it was last looked at
+  #written = 0; // by ourselves since then
 
   constructor(folder: string, limitBytes: number) {
     this.#folder = folder;
@@ -71,7 +76,10 @@ export class FrameCache {
     return media;
   }
 
-  /** Writes an entry under a temporary name and renames it, then drops the entries used longest ago while the folder is over its limit. */
+  /**
+   * Writes an entry under a temporary name and renames it, then drops the entries used longest ago while the folder is over its limit. It is seen to be that
+   * by the time that each of the threads that write here has added 1/64 of the limit.
+   */
   async put(key: string, media: Media): Promise<void> {
     const header = Buffer.alloc(HEADER_BYTES);
     const { frames, height, width, data } = media;
@@ -79,8 +87,7 @@ export class FrameCache {
       header.writeUInt32LE(value, i * 4);
     }
     await mkdir(this.#folder, { recursive: true });
-    this.#bytes ??= (await this.#list()).reduce((sum, entry) => sum + entry.bytes, 0);
-    const temporary = join(this.#folder, `${key}.${randomUUID()}.tmp`);
+    const temporary = join(this.#folder, `${key}.${randomUUID()}${UNFINISHED}`);
     try {
       const file = await open(temporary, "wx");
       try {
@@ -93,11 +100,14 @@ export class FrameCache {
       await rm(temporary, { force: true });
       throw cause;
     }
-    this.#bytes += HEADER_BYTES + data.length;
-    if (this.#bytes > this.#limitBytes) await this.#evict();
+    this.#written += HEADER_BYTES + data.length;
+    if (this.#written > RECOUNT * this.#limitBytes || this.#counted + this.#written > this.#limitBytes)
+      await this.#evict();
   }
 
+  /** Counts what is in the folder, and makes room where that is too much. */
   async #evict(): Promise<void> {
+    this.#written = 0;
     const entries = (await this.#list()).sort((a, b) => a.usedMs - b.usedMs);
     let bytes = entries.reduce((sum, entry) => sum + entry.bytes, 0);
     if (bytes > this.#limitBytes) {
@@ -107,11 +117,13 @@ export class FrameCache {
         bytes -= entry.bytes;
       }
     }
-    this.#bytes = bytes;
+    this.#counted = bytes;
   }
 
   async #list(): Promise<{ path: string; bytes: number; usedMs: number }[]> {
-    const names = (await readdir(this.#folder)).filter((name) => name.endsWith(SUFFIX));
+    const all = await readdir(this.#folder);
+    await Promise.all(all.filter((name) => name.endsWith(UNFINISHED)).map((name) => this.#removeAbandoned(name)));
+    const names = all.filter((name) => name.endsWith(SUFFIX));
     const entries = await Promise.all(
       names.map(async (name) => {
         const path = join(this.#folder, name);
@@ -120,6 +132,12 @@ export class FrameCache {
       }),
     );
     return entries.flat();
+  }
+
+  async #removeAbandoned(name: string): Promise<void> {
+    const path = join(this.#folder, name);
+    const info = await stat(path).catch(() => null); // finished meanwhile
+    if (info !== null && Date.now() - info.mtimeMs > ABANDONED_MS) await rm(path, { force: true });
   }
 
   #path(key: string): string {

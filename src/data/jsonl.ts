@@ -1,7 +1,7 @@
 /** Reads JSON Lines: one object a line, blank lines left out, line numbers kept for messages. */
 
 import { createReadStream } from "node:fs";
-import { createInterface } from "node:readline";
+import type { Readable } from "node:stream";
 import { DataError } from "../errors.ts";
 
 /** Read as a stream, since the file of this name cannot be opened where a socket stands behind it (a child of another Node). */
@@ -19,8 +19,8 @@ export interface JsonLine {
 export async function* readJsonLines(file: string): AsyncGenerator<JsonLine> {
   let line = 0;
   try {
-    const input = file === STANDARD_INPUT ? process.stdin : createReadStream(file, "utf8");
-    for await (const text of createInterface({ input, crlfDelay: Infinity })) {
+    const input = file === STANDARD_INPUT ? process.stdin.setEncoding("utf8") : createReadStream(file, "utf8");
+    for await (const text of linesOf(input)) {
       line++;
       const content = line === 1 ? text.replace(/^\uFEFF/, "") : text;
       if (content.trim() !== "") yield { line, value: parse(file, line, content) };
@@ -29,6 +29,22 @@ export async function* readJsonLines(file: string): AsyncGenerator<JsonLine> {
     const problem = (cause as NodeJS.ErrnoException).code === "ENOENT" ? "no such file" : "cannot be read";
     throw cause instanceof DataError ? cause : new DataError({ file }, problem, cause);
   }
+}
+
+/**
+ * The lines of a stream of text, cut at \n, \r\n and \r. Not by node:readline, which from Node 24 on also cuts at U+2028 and U+2029: JSON may hold those
+ * inside a string.
+ */
+async function* linesOf(input: Readable): AsyncGenerator<string> {
+  let rest = "";
+  for await (const chunk of input) {
+    rest += chunk as string;
+    if (!/[\r\n]/.test(chunk as string)) continue;
+    const lines = rest.split(/\r\n|\n|\r(?=[^\n])/); // a \r at the end may be half of a \r\n
+    rest = lines.pop() as string;
+    yield* lines;
+  }
+  if (rest !== "") yield rest;
 }
 
 function parse(file: string, line: number, text: string): Record<string, unknown> | DataError {

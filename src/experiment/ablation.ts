@@ -208,6 +208,6 @@ export function evalFolder(folder: string): string {
 function removeModels(folder: string): void {
   if (!existsSync(folder)) return;
   for (const name of readdirSync(folder)) {
-    if (name === "final" || /^checkpoint-\d+$/.test(name)) rmSync(path.join(folder, name), { recursive: true });
+    if (/^(final|best|checkpoint-\d+)$/.test(name)) rmSync(path.join(folder, name), { recursive: true });
   }
 }

@@ -13,7 +13,7 @@ const JOURNAL = "journal.jsonl";
 
 /** What an experiment leaves in its folder, and one that overwrites it removes. */
 const OWN_ENTRY =
-  /^(experiment\.json|journal\.jsonl|base\.yaml|best\.yaml|results\.json|report\.html|(trial|variant)-.+)$/;
+  /^(experiment\.json|journal\.jsonl|best\.yaml|results\.json|report\.html|(intervals|against|curves)\.svg|(trial|variant)-.+)$/;
 
 export interface ExperimentFolder extends Disposable {
   dir: string;

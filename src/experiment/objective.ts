@@ -16,7 +16,8 @@ export function metricAt(
   { metric, window }: Pick<Objective, "metric" | "window">,
   at = Number.POSITIVE_INFINITY,
 ): number | undefined {
-  const having = lines.filter((line) => line.step <= at && line[metric] !== undefined);
+  // What is not finite is null in JSON: no number, rather than a 0.
+  const having = lines.filter((line) => line.step <= at && typeof line[metric] === "number");
   const last = having.at(-1)?.step;
   if (last === undefined) return undefined;
   const values = having.filter(({ step }) => step > last - window).map((line) => line[metric] as number);
@@ -25,13 +26,18 @@ export function metricAt(
 
 /** Every metric by `metricAt`. */
 export function metricsAt(lines: readonly Line[], window: number): Metrics {
-  const names = [...new Set(lines.flatMap((line) => Object.keys(line)))].filter((name) => name !== "step");
-  return Object.fromEntries(names.map((metric) => [metric, metricAt(lines, { metric, window }) as number]));
+  return Object.fromEntries(namesOf(lines).map((metric) => [metric, metricAt(lines, { metric, window }) as number]));
+}
+
+/** The metrics that have a number in some step. */
+function namesOf(lines: readonly Line[]): string[] {
+  const having = lines.flatMap((line) => Object.keys(line).filter((name) => typeof line[name] === "number"));
+  return [...new Set(having)].filter((name) => name !== "step");
 }
 
 /** The error for a run that has no such metric: what it has instead. */
 export function missingMetric(metric: string, lines: readonly Line[], where: string): ConfigError {
-  const names = [...new Set(lines.flatMap((line) => Object.keys(line)))].filter((name) => name !== "step").sort();
+  const names = namesOf(lines).sort();
   const close = nearest(metric, names);
   const evaluated = metric.startsWith("eval/") && !names.some((name) => name.startsWith("eval/"));
   const hint = evaluated

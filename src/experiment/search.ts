@@ -71,7 +71,8 @@ export function propose(
 }
 
 function nextOfGrid(space: readonly Dimension[], isNew: (params: Params) => boolean): Params | undefined {
-  for (let index = 0; index < sizeOf(space); index++) {
+  const size = sizeOf(space);
+  for (let index = 0; index < size; index++) {
     const params = settingAt(space, index);
     if (isNew(params)) return params;
   }

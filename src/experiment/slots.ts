@@ -32,12 +32,31 @@ export function slotsFor(
     return Array.from({ length: count }, () => ({ env: {}, set: shared(count) }));
   }
   const places = Math.floor(gpus.length / gpusPerRun);
-  if (places === 0) throw new ConfigError(`gpusPerRun is ${gpusPerRun}, but ${gpus.length} GPUs are visible`);
+  if (places === 0)
+    throw new ConfigError(
+      `gpusPerRun is ${gpusPerRun}, but ${gpus.length} GPUs are visible: start it where there are as many, or set device to cpu`,
+    );
   const count = parallel ?? places;
   return Array.from({ length: count }, (_, i) => {
     const first = (i % places) * gpusPerRun;
     return { env: { CUDA_VISIBLE_DEVICES: gpus.slice(first, first + gpusPerRun).join(",") }, set: shared(count) };
   });
+}
+
+/** The same for a plan: what this machine lacks is said, so that an experiment can be planned on any machine. */
+export function plannedPlaces(
+  { device }: Pick<Config, "device">,
+  { parallel, gpusPerRun }: { parallel?: number | undefined; gpusPerRun: number },
+  gpus: number,
+): { atATime: string; notes: string[] } {
+  if (device !== "cuda") return { atATime: `${parallel ?? 1} at a time`, notes: [] };
+  const places = Math.floor(gpus / gpusPerRun);
+  const each = `GPUs: ${gpusPerRun} for each run (gpusPerRun), ${gpus} visible here`;
+  if (places > 0) return { atATime: `${parallel ?? places} at a time`, notes: [each] };
+  return {
+    atATime: parallel === undefined ? "as many at a time as there are GPUs for" : `${parallel} at a time`,
+    notes: [`${each}: without --dry-run it is refused on this machine`],
+  };
 }
 
 /** The GPUs that this process may use. */
@@ -46,8 +65,11 @@ export async function visibleGpus(
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<string[]> {
   if (device !== "cuda") return [];
-  const listed = env.CUDA_VISIBLE_DEVICES?.split(",").filter((name) => name.trim() !== "");
-  if (listed !== undefined) return listed;
+  const listed = env.CUDA_VISIBLE_DEVICES?.split(",").map((name) => name.trim());
+  if (listed !== undefined) {
+    const none = listed.findIndex((name) => name === "" || name.startsWith("-")); // as -1, which hides what follows, too
+    return none < 0 ? listed : listed.slice(0, none);
+  }
   const { deviceCount } = await import("../torch/cuda.ts"); // only now: sweeps on the CPU need no libtorch
   return Array.from({ length: deviceCount() }, (_, index) => String(index));
 }

@@ -111,9 +111,24 @@ export function valuesOf(dimension: Dimension): unknown[] | undefined {
   if (points !== undefined)
     return [...new Set(Array.from({ length: points }, (_, i) => fromUnit(dimension, (i + 0.5) / points, true)))];
   if (step === undefined) return undefined;
-  return Array.from({ length: Math.floor((max - min) / step + 1e-9) + 1 }, (_, i) =>
-    rounded(min + i * step, dimension),
-  );
+  return Array.from({ length: stepsOf(min, max, step) }, (_, i) => rounded(min + i * step, dimension));
+}
+
+/** How many values a dimension has, and number `i` of them: without a list of all, of which a knob such as data.maxPixels has millions. */
+function countOf(dimension: Dimension): number {
+  if (dimension.kind === "range" && dimension.points === undefined && dimension.step !== undefined)
+    return stepsOf(dimension.min, dimension.max, dimension.step);
+  return valuesOf(dimension)?.length ?? Number.POSITIVE_INFINITY;
+}
+
+function valueAt(dimension: Dimension, i: number): unknown {
+  if (dimension.kind === "range" && dimension.points === undefined && dimension.step !== undefined)
+    return rounded(dimension.min + i * dimension.step, dimension);
+  return valuesOf(dimension)?.[i];
+}
+
+function stepsOf(min: number, max: number, step: number): number {
+  return Math.floor((max - min) / step + 1e-9) + 1;
 }
 
 /**
@@ -177,7 +192,7 @@ export function problemOfSetting(space: readonly Dimension[], params: Params): s
 
 /** How many settings there are; infinite where a knob's values cannot be counted. */
 export function sizeOf(space: readonly Dimension[]): number {
-  return space.reduce((product, dimension) => product * (valuesOf(dimension)?.length ?? Number.POSITIVE_INFINITY), 1);
+  return space.reduce((product, dimension) => product * countOf(dimension), 1);
 }
 
 /** Setting number `index` of a space that can be counted; the last knob changes fastest. */
@@ -185,9 +200,9 @@ export function settingAt(space: readonly Dimension[], index: number): Params {
   const params: [string, unknown][] = [];
   let rest = index;
   for (const dimension of [...space].reverse()) {
-    const all = valuesOf(dimension) as unknown[];
-    params.unshift([dimension.knob, all[rest % all.length]]);
-    rest = Math.floor(rest / all.length);
+    const count = countOf(dimension);
+    params.unshift([dimension.knob, valueAt(dimension, rest % count)]);
+    rest = Math.floor(rest / count);
   }
   return Object.fromEntries(params);
 }

@@ -1,9 +1,8 @@
 /** What the YAML files of sweeps and ablations have in common, and how such a file is read and checked. */
 
-import { readFileSync } from "node:fs";
-import YAML from "yaml";
 import { z } from "zod";
 import { nearest } from "../config/nearest.ts";
+import { parseYaml, readText } from "../config/yaml.ts";
 import { ConfigError } from "../errors.ts";
 
 const positive = () => z.number().int().positive();
@@ -45,6 +44,7 @@ export const commonKeys = {
   maxMinutes: z
     .number()
     .positive()
+    .max(30_000) // 20 days; beyond 24 a timer would end at once
     .optional()
     .meta({ description: "A run that takes longer has failed and is ended; not set: no limit." }),
   maxFailed: z
@@ -67,19 +67,11 @@ export function readSpec<S extends z.ZodObject>(
   schema: S,
   changes: Readonly<Record<string, unknown>> = {},
 ): z.infer<S> {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch (error) {
-    const missing = (error as NodeJS.ErrnoException).code === "ENOENT";
-    throw new ConfigError(`${file}: ${missing ? "no such file" : (error as Error).message}`, { file });
-  }
-  const document = YAML.parseDocument(text);
-  const [error] = document.errors;
-  if (error !== undefined)
-    throw new ConfigError(`${file}:${error.linePos?.[0].line ?? 1}: not valid YAML: ${error.message.split("\n")[0]}`);
+  const { value } = parseYaml(readText(file, "file"), file);
+  if (typeof value !== "object" || Array.isArray(value))
+    throw new ConfigError(`${file}: expected a mapping of keys, got ${JSON.stringify(value).slice(0, 60)}`, { file });
   const given = Object.entries(changes).filter(([, value]) => value !== undefined);
-  const result = schema.safeParse({ ...(document.toJS() as object), ...Object.fromEntries(given) });
+  const result = schema.safeParse({ ...value, ...Object.fromEntries(given) });
   if (result.success) return result.data;
   throw new ConfigError(result.error.issues.map((issue) => `${file}: ${issueText(issue, schema)}`).join("\n"));
 }

@@ -62,6 +62,9 @@ export interface SweepChanges {
   seed?: number | undefined;
 }
 
+/** Of a grid, each of which is checked before the first is run. */
+const MOST_SETTINGS = 10_000;
+
 /** Runs leave metrics, and no weights. */
 const NO_MODELS = ["trainer.saveEvery=0", "trainer.saveFinal=false"];
 
@@ -124,6 +127,10 @@ function trialCount(file: string, { trials, search, first }: SweepSpec, { space,
   if (search === "grid") {
     if (!Number.isFinite(size))
       throw new ConfigError(`${file}: a grid needs values, step or points of every knob of its space`);
+    if (size > MOST_SETTINGS)
+      throw new ConfigError(
+        `${file}: a grid of ${size.toLocaleString("en-US")} settings: give ranges a step or points, or set search: random`,
+      );
     const grid = gridSettings({ space, isValid });
     if (grid.length === 0) throw new ConfigError(`${file}: ${whyNone(space.length)}`);
     const between = first.filter((params) => !grid.some((other) => isSameSetting(other, params)));

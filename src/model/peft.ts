@@ -120,8 +120,8 @@ export function loadAdapter(
   return Adapter.from(config, settings, options, (part) => stored.tensor(names.get(part) as string));
 }
 
-/** The adapter's files. @param base the folder or name of the model that it belongs to */
-export function adapterContent(adapter: Adapter, base: string): Pick<FolderContent, "weights" | "texts"> {
+/** The adapter's files. @param base the folder or name of the model that it belongs to; null where it has none */
+export function adapterContent(adapter: Adapter, base: string | null): Pick<FolderContent, "weights" | "texts"> {
   const tensors = adapter.parameters.flatMap(({ tensor, parts }) =>
     parts.map(({ name, rows, shape }) => ({
       name: peftName(name),
@@ -136,7 +136,7 @@ export function adapterContent(adapter: Adapter, base: string): Pick<FolderConte
 }
 
 /** What PEFT 0.10 writes for the same adapter: later versions fill in the defaults of what they know more, earlier ones refuse what they do not know. */
-function peftConfig({ rank, alpha, dropout, rslora, targets }: LoraSettings, base: string): PeftConfig {
+function peftConfig({ rank, alpha, dropout, rslora, targets }: LoraSettings, base: string | null): PeftConfig {
   return {
     alpha_pattern: {},
     auto_mapping: null,

@@ -8,6 +8,8 @@ import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { Worker } from "node:worker_threads";
 import { ConfigError } from "../errors.ts";
+import { log } from "../log.ts";
+import { eachLine } from "./lines.ts";
 import { type Runner, type RunnerEvents, type RunnerReply, RunnerReward } from "./runner.ts";
 
 const WORKER = new URL("./custom-worker.mjs", import.meta.url);
@@ -40,12 +42,15 @@ export class CustomReward extends RunnerReward {
   }
 
   protected launch({ reply, died }: RunnerEvents): Runner {
-    const { call, memoryMib } = this.#custom;
+    const { name, call, memoryMib } = this.#custom;
     const worker = new Worker(WORKER, {
       workerData: { url: pathToFileURL(this.#file).href, call },
       execArgv: [],
       resourceLimits: { maxOldGenerationSizeMb: memoryMib },
+      stdout: true, // standard output is for the results of commands
+      stderr: true,
     });
+    for (const stream of [worker.stdout, worker.stderr]) eachLine(stream, (line) => log.info({ reward: name }, line));
     worker.on("message", (message: RunnerReply) => reply(message));
     worker.on("error", (cause: NodeJS.ErrnoException) => {
       const full = cause?.code === "ERR_WORKER_OUT_OF_MEMORY";

@@ -17,6 +17,7 @@
 import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs";
 import path from "node:path";
 import { crc32 } from "node:zlib";
+import { namedBase } from "../config/adapter-folder.ts";
 import type { Config } from "../config/schema.ts";
 import type { Ranks } from "../distributed/ranks.ts";
 import { CheckpointError } from "../errors.ts";
@@ -79,7 +80,7 @@ export function checkpointFiles(
   const { weights, texts, copies } =
     adapter === null
       ? model.folderContent({ copyFrom: options.copyFrom })
-      : { ...adapterContent(adapter, options.copyFrom), copies: [] };
+      : { ...adapterContent(adapter, namedBase(state.config)), copies: [] };
   const folder = adapter === null ? MODEL : ADAPTER;
   return [
     ...weights.map(({ name, tensors }) => tensorFile(`${folder}/${name}`, tensors)),

@@ -1,6 +1,7 @@
 /** The model that a run trains: with `lora` a frozen one with an adapter beside it, which is all that checkpoints keep then. */
 
 import path from "node:path";
+import { namedBase } from "../config/adapter-folder.ts";
 import { loraOf } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
 import { CheckpointError } from "../errors.ts";
@@ -45,8 +46,8 @@ function readAdapter(folder: string, base: Qwen2VL, wanted: LoraSettings): Adapt
 }
 
 /** Writes a Hugging Face folder of the policy, an adapter merged into it; the adapter by itself goes into `adapter/`. */
-export function savePolicy(model: Qwen2VL, folder: string, base: string): void {
-  model.save(folder, { copyFrom: base });
+export function savePolicy(model: Qwen2VL, folder: string, config: Config): void {
+  model.save(folder, { copyFrom: config.model.path });
   if (model.adapter !== null)
-    saveFolder(path.join(folder, "adapter"), { ...adapterContent(model.adapter, base), copies: [] });
+    saveFolder(path.join(folder, "adapter"), { ...adapterContent(model.adapter, namedBase(config)), copies: [] });
 }

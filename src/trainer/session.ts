@@ -269,7 +269,7 @@ export async function saveSession(session: Session, step: number, last: boolean,
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files and, in `adapter/`, its adapter beside it. Returns the folder. */
 export function exportSession({ config, folder, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
-  const write = (temporary: string) => savePolicy(model, temporary, config.model.path);
+  const write = (temporary: string) => savePolicy(model, temporary, config);
   if (ranks.isFirst) patiently(() => replaceFolder(final, write));
   return final;
 }

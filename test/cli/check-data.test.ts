@@ -2,23 +2,17 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import sharp from "sharp";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, test } from "vitest";
 import { main } from "../../src/cli/main.ts";
 import type { DataReport } from "../../src/data/check-data.ts";
 import { qwen2VlFolder } from "../data/helpers.ts";
-import { capture } from "./capture.ts";
+import { captureOutput } from "./capture.ts";
 
 const folder = mkdtempSync(path.join(tmpdir(), "grove-check-"));
 const at = (name: string) => path.join(folder, name);
 afterAll(() => rmSync(folder, { recursive: true }));
 
-let out = { text: "" };
-let err = { text: "" };
-beforeEach(() => {
-  out = capture(process.stdout);
-  err = capture(process.stderr);
-});
-afterEach(() => vi.restoreAllMocks());
+const { out, err } = captureOutput();
 
 beforeAll(async () => {
   await sharp({ create: { width: 60, height: 40, channels: 3, background: "red" } })

@@ -4,21 +4,15 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { expect, test } from "vitest";
 import { main } from "../../src/cli/main.ts";
 import { dumpConfig, loadConfig, parseConfig } from "../../src/config/load.ts";
-import { capture } from "./capture.ts";
+import { captureOutput } from "./capture.ts";
 
 const folder = fileURLToPath(new URL("../../configs/", import.meta.url));
 const at = (name: string) => path.join(folder, name);
 
-let out = { text: "" };
-let err = { text: "" };
-beforeEach(() => {
-  out = capture(process.stdout);
-  err = capture(process.stderr);
-});
-afterEach(() => vi.restoreAllMocks());
+const { out, err } = captureOutput();
 
 /** Config file -> the commands it is for, and what must come before it. */
 const USES: Record<string, { commands: string[]; base?: string }> = {
@@ -120,6 +114,22 @@ test("a run that this machine's GPUs cannot hold is refused before anything is l
   } finally {
     process.env = before;
     rmSync(tools, { recursive: true });
+  }
+});
+
+test.each([
+  ["sweep", "sweeps/rendered.yaml"],
+  ["ablation", "ablations/rendered.yaml"],
+])("%s --dry-run on cuda is for any machine, and says what the runs need", async (command, file) => {
+  const { PATH } = process.env;
+  try {
+    process.env.PATH = "";
+    expect(await main([command, "--dry-run", "--config", at(file), "--set", "device=cuda"])).toBe(0);
+    expect(out.text).toMatch(/^(# )?\d+ .*, as many at a time as there are GPUs for, into /);
+    expect(out.text).toMatch(/^(# )?GPUs: 1 for each run \(gpusPerRun\), 0 visible here: without --dry-run/m);
+    expect(err.text).toBe("");
+  } finally {
+    process.env.PATH = PATH;
   }
 });
 

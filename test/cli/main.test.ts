@@ -1,24 +1,20 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { afterAll, afterEach, beforeEach, expect, test, vi } from "vitest";
+import { afterAll, beforeEach, expect, test, vi } from "vitest";
 import { commandNames, main } from "../../src/cli/main.ts";
 import { renderError } from "../../src/cli/render-error.ts";
 import { parseConfig } from "../../src/config/load.ts";
 import { AddonError, ConfigError, DataError, NativeError } from "../../src/errors.ts";
-import { capture } from "./capture.ts";
+import { captureOutput } from "./capture.ts";
 
 const folder = mkdtempSync(path.join(tmpdir(), "grove-cli-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 
-let out = { text: "" };
-let err = { text: "" };
+const { out, err } = captureOutput();
 beforeEach(() => {
-  out = capture(process.stdout);
-  err = capture(process.stderr);
   vi.spyOn(console, "log").mockImplementation((text) => void process.stdout.write(`${text}\n`)); // yargs prints its help with it
 });
-afterEach(() => vi.restoreAllMocks());
 
 test("--help names every command", async () => {
   expect(await main(["--help"])).toBe(0);
@@ -107,6 +103,17 @@ test.each([
     "error [CHECKPOINT] /no/such: no such folder",
   ],
   [["eval", "--set", "model.path=m", "--limit", "-2"], "--limit must be a whole number above 0"],
+  [["eval", "--set", "model.path=m", "--limit", "2", "--limit", "3"], "--limit is given more than once."],
+  [["score", "--set", "model.path=m", "--input", "a", "--input", "b"], "--input is given more than once."],
+  [["grpo", "--run-dir", "a", "--run-dir", "b"], "--run-dir is given more than once."],
+  [["sweep", "-c", "a", "-c", "b"], "is given more than once."],
+  [["grpo", "--set", "model.path=m", "--max-restarts", "often"], "--max-restarts must be a whole number that is 0 or"],
+  [["sft", "--set", "model.path=m", "--json-window", "0"], "--json-window must be a whole number above 0"],
+  [["compare", "--a", "x", "--b", "y", "--show", "some"], "--show must be a whole number that is 0 or more"],
+  [
+    ["generate", "--set", "model.path=m", "--input", "c", "--video", "v.mp4"],
+    "--video and --image belong to --question",
+  ],
   [["generate", "--set", "model.path=m"], "generate needs --input or --question"],
   [["generate", "--set", "model.path=m", "--question", "q", "--count", "2"], "eval.greedy=false"],
   [["score", "--set", "model.path=m", "--input", "/no/such.jsonl"], "/no/such.jsonl: no such file"],

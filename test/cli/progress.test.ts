@@ -1,7 +1,8 @@
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, expect, test, vi } from "vitest";
+import { main } from "../../src/cli/main.ts";
 import { duration, Progress, summarize } from "../../src/cli/progress.ts";
 import { logToRunFolder } from "../../src/log.ts";
 import { capture } from "./capture.ts";
@@ -57,4 +58,17 @@ test("numbers for people", () => {
   expect([5, 65, 3671, Number.NaN].map(duration)).toEqual(["0:05", "1:05", "1:01:11", "?"]);
   expect(summarize({ "loss/sft": 2.5, "time/step_s": 1.25 })).toEqual(["loss 2.5000", "s/step 1.3"]);
   expect(summarize({})).toEqual([]);
+});
+
+test.each(["make-dataset", "quickstart"])("%s that fails stops the line that it redraws", async (command) => {
+  const folder = mkdtempSync(path.join(tmpdir(), "grove-failing-"));
+  folders.push(folder);
+  writeFileSync(path.join(folder, "data"), "no folder");
+  const err = capture(process.stderr);
+  capture(process.stdout);
+  const stop = vi.spyOn(Progress.prototype, "stop");
+  const where = command === "quickstart" ? ["--run-dir", folder] : ["--out", path.join(folder, "data")];
+  expect(await main([command, ...where])).toBe(1);
+  expect(err.text).toContain("error [");
+  expect(stop.mock.calls.length).toBeGreaterThan(command === "quickstart" ? 1 : 0); // before the stage's own line, and at the end
 });

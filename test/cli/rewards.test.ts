@@ -4,11 +4,11 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { main } from "../../src/cli/main.ts";
 import { renderedCorpus } from "../../src/data/rendered/corpus.ts";
 import { writeModelFolder } from "../../src/data/tiny-model-folder.ts";
-import { capture } from "./capture.ts";
+import { captureOutput } from "./capture.ts";
 
 const PYTHON = fileURLToPath(new URL("../reward/python/trl_style.py", import.meta.url));
 const folder = mkdtempSync(path.join(tmpdir(), "grove-cli-rewards-"));
@@ -23,17 +23,11 @@ beforeAll(async () => {
   });
   writeFileSync(
     at("mine.mjs"),
-    "export default ({ lengths, kind }) => kind.map((k, i) => (k === 'odd' ? 'no' : lengths[i]));",
+    "console.log('loading'); export default ({ lengths, kind }) => kind.map((k, i) => (k === 'odd' ? 'no' : lengths[i]));",
   );
 });
 
-let out = { text: "" };
-let err = { text: "" };
-beforeEach(() => {
-  out = capture(process.stdout);
-  err = capture(process.stderr);
-});
-afterEach(() => vi.restoreAllMocks());
+const { out, err } = captureOutput();
 
 test("score --rewards: built-in, module and Python functions of the last turns, without weights", async () => {
   const chat = (answer: string, more: object) => {
@@ -56,6 +50,8 @@ test("score --rewards: built-in, module and Python functions of the last turns, 
   const flags = ["--set", `model.path=${at("model")}`, "--set", `rewards=${JSON.stringify(rewards)}`];
   const files = ["--input", at("chats.jsonl"), "--output", at("scores.jsonl")];
   expect(await main(["score", "--rewards", ...flags, ...files])).toBe(0);
+  await vi.waitFor(() => expect(err.text).toMatch(/"reward":"mine","msg":"loading"/));
+  expect(out.text).toBe(""); // what functions print stays out of what the command writes
   const lines = readFileSync(at("scores.jsonl"), "utf8")
     .trim()
     .split("\n")

@@ -1,8 +1,8 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, expect, test } from "vitest";
-import { withNamedBase } from "../../src/config/adapter-folder.ts";
+import { namedBase, withNamedBase } from "../../src/config/adapter-folder.ts";
 import { configSchema } from "../../src/config/schema.ts";
 import { ConfigError } from "../../src/errors.ts";
 
@@ -33,4 +33,30 @@ test("a model that the adapter does not name, or that is not there, is asked for
   expect(() => resolved({ path: nameless })).toThrow(/names no model; set model\.path .* and model\.adapter to/);
   expect(() => resolved({ path: lost })).toThrow(/names the model Qwen\/Qwen2-VL-7B-Instruct, which is not there/);
   expect(() => resolved({ path: broken })).toThrow(ConfigError);
+});
+
+test("a checkpoint or a run in the place of what is in it: which folder to set", () => {
+  const whole = folder("whole", {});
+  const model = folder("whole/model", { "config.json": {} });
+  expect(() => resolved({ path: whole })).toThrow(`model.path: ${whole} is a checkpoint's or a run's folder`);
+  expect(() => resolved({ path: whole })).toThrow(`with a model in it; set ${model}`);
+  const checkpoint = folder("checkpoint", {});
+  const adapter = folder("checkpoint/adapter", { "adapter_config.json": { base_model_name_or_path: model } });
+  expect(() => resolved({ path: checkpoint })).toThrow(`with an adapter in it; set ${adapter}`);
+  expect(() => resolved({ path: model, adapter: checkpoint })).toThrow(
+    `model.adapter: ${checkpoint} is a checkpoint's`,
+  );
+  const lora = { model: { path: model }, lora: { path: checkpoint } };
+  expect(() => withNamedBase(configSchema.parse(lora))).toThrow(`lora.path: ${checkpoint} is a checkpoint's`);
+  const run = folder("run", {});
+  expect(resolved({ path: run }).path).toBe(run); // nothing in it to name
+  symlinkSync(checkpoint, path.join(run, "best"));
+  expect(() => resolved({ path: run })).toThrow(`set ${path.join(run, "best", "adapter")}`);
+});
+
+test("adapters name the folder of their model, and none where no folder holds it", () => {
+  const named = (model: object) => namedBase(configSchema.parse({ model }));
+  expect(named({ path: "m" })).toBe("m");
+  expect(named({ path: "m", adapter: "a" })).toBeNull();
+  expect(named({ path: "m", init: "random" })).toBeNull();
 });

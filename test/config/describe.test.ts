@@ -21,7 +21,9 @@ test("every knob has a description, a type and a default", () => {
 test("knobs of each kind", () => {
   const knobs = new Map(describeKnobs().map((knob) => [knob.path, knob]));
   expect(knobs.get("trainer.klCoef")).toMatchObject({ type: "number ≥ 0", default: "`0.1`" });
-  expect(knobs.get("rollout.topP")).toMatchObject({ type: "number, 0 to 1", default: "`1`" });
+  expect(knobs.get("rollout.topP")).toMatchObject({ type: "number, above 0 to 1", default: "`1`" });
+  expect(knobs.get("optimizer.beta1")?.type).toBe("number, 0 to below 1");
+  expect(knobs.get("optimizer.warmupFraction")?.type).toBe("number, 0 to 1");
   expect(knobs.get("model.path")).toMatchObject({ type: "string", default: "required" });
   expect(knobs.get("trainer.ratio")).toMatchObject({ type: "`token`, `sequence`", default: "by loss" });
   expect(knobs.get("trainer.steps")).toMatchObject({ type: "integer > 0", default: "none" });

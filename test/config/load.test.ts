@@ -132,10 +132,13 @@ test("files that cannot be read or parsed", () => {
   expect(messageOf(() => loadConfig({ files: ["/no/such.yaml"] }))).toBe("/no/such.yaml: no such config file");
   const broken = yaml("model:\n  path: [unclosed\n");
   expect(messageOf(() => loadConfig({ files: [broken] }))).toMatch(/\.yaml:\d+: not valid YAML/);
+  const lost = yaml("seed: *seed\n");
+  expect(messageOf(() => loadConfig({ files: [lost] }))).toMatch(/\.yaml: not valid YAML: Unresolved alias/);
   expect(messageOf(() => loadConfig({ files: [yaml("- a\n- b\n")] }))).toContain("got a list");
   expect(loadConfig({ files: [yaml("")], set: ["model.path=m"] }).seed).toBe(42);
   expect(refused("novalue")).toContain("expected path=value");
   expect(refused("data.train.1.file=x")).toContain("leaves a gap");
+  expect(set("lora.targets.0=q_proj").lora?.targets).toEqual(["q_proj"]); // a list that has no default begins empty
   expect(refused("trainer=3")).toContain("trainer");
 });
 
@@ -152,6 +155,9 @@ test.each([
   [["rewards=[{name: format, interpreter: python3}]"], "rewards.0.interpreter: only a python function has one"],
   [["rewards=[{name: a, url: 'http://b', call: completion}]"], "rewards.0.call: completion is for modules"],
   [["rollout.topP=0"], "rollout.topP: 0 leaves no token"],
+  [["rewards.0.timeoutS=1e9"], "rewards.0.timeoutS: expected number to be <=2000000"],
+  [["eval.topP=0"], "eval.topP: 0 leaves no token"],
+  [["optimizer.beta2=1"], "optimizer.beta2: expected number to be <1"],
   [["trainer.evalEvery=5"], "trainer.evalEvery: evaluation during training needs data.eval"],
   [["tinyModel.heads=3"], "tinyModel.hiddenSize: must be a multiple of heads"],
   [["rendered.sftVideos=99999"], "rendered.sftVideos: 99999 is more than"],

@@ -27,6 +27,14 @@ test("a resumed run goes on counting where it was", () => {
   expect(() => after.report(at(3), broken)).toThrow(/3 samples/);
 });
 
+test("what other processes met counts, also where it is nothing new and the limit has been lowered", () => {
+  const bad = new BadSamples(skip, quiet, ["a.jsonl:1"]);
+  bad.learn(["a.jsonl:1", "a.jsonl:2"]);
+  expect(() => bad.learn(["b.jsonl:7"])).toThrow("b.jsonl:7: 3 samples were unusable, data.maxBadSamples is 2");
+  const resumed = new BadSamples({ ...skip, maxBadSamples: 1 }, quiet, ["a.jsonl:1", "a.jsonl:2"]);
+  expect(() => resumed.learn([])).toThrow("a.jsonl:2: 2 samples were unusable, data.maxBadSamples is 1");
+});
+
 test("what is not about data is thrown, whatever the config says; with error so is everything", () => {
   const bad = new BadSamples(skip, quiet);
   expect(() => bad.report(at(1), new TypeError("bug"))).toThrow("bug");

@@ -161,6 +161,11 @@ test("chat: the last assistant turn is the response", async () => {
   expect(answered).toMatchObject({ id: "2", response: "Hello", solution: "" });
   expect(answered?.messages).toEqual(asked?.messages);
   await expect(read("chat", [{ messages: messages.slice(0, 1) }])).rejects.toThrow(/end with the user's turn/);
+
+  const pictured = { role: "assistant", content: [{ type: "image", image: "i.png" }] };
+  await expect(read("chat", [{ messages: [{ role: "user", content: "?" }, pictured] }])).rejects.toThrow(
+    /:1 \(sample 1\): the last turn, which is the response, must be text/,
+  );
 });
 
 describe("generic", () => {
@@ -299,6 +304,23 @@ test("limit, repeated ids, a byte order mark and Windows line ends", async () =>
     ["same", "<answer>1</answer>"],
     ["same#2", "<answer>2</answer>"],
   ]);
+});
+
+test("a record is what stands between line ends, whatever its strings hold and wherever the file is read in pieces", async () => {
+  const piece = 2 ** 16; // of a read stream
+  const record = (answer: string) => JSON.stringify({ question: "a\u2028b\u2029c\u0085d", answer });
+  const empty = Buffer.byteLength(record(""));
+  for (const length of [piece - 1, piece, 2 * piece - 1, 3 * piece]) {
+    const long = record("é".repeat((length - empty) >> 1) + ((length - empty) % 2 === 0 ? "" : "e"));
+    expect(Buffer.byteLength(long)).toBe(length);
+    const file = join(folder.path, `${files++}.jsonl`);
+    for (const end of ["\n", "\r\n", "\r"]) {
+      writeFileSync(file, `${long}${end}${end}${record("2")}${end}`);
+      const samples = await readDataset({ file, format: "generic" });
+      expect(samples.map(({ source }) => source.line)).toEqual([1, 3]);
+      expect(samples.map(({ fields }) => fields)).toEqual([JSON.parse(long), JSON.parse(record("2"))]);
+    }
+  }
 });
 
 test("a repeated id never takes the name of another record", async () => {

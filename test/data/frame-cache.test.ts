@@ -62,6 +62,26 @@ test("entries of earlier runs count too", async () => {
   expect(entries()).toEqual(["new.frames"]);
 });
 
+test("the limit holds where several write", async () => {
+  const limit = 8;
+  const caches = Array.from({ length: 4 }, () => new FrameCache(folder.path, limit * ENTRY_BYTES));
+  let most = 0;
+  for (let i = 0; i < 10; i++) {
+    for (const [writer, cache] of caches.entries()) {
+      await cache.put(`${writer}-${i}`, media);
+      most = Math.max(most, entries().length);
+    }
+  }
+  expect(most).toBeLessThanOrEqual(limit);
+});
+
+test("what killed processes left unfinished goes, what is being written stays", async () => {
+  for (const name of ["lost", "new"]) writeFileSync(join(folder.path, `${name}.1.tmp`), "half");
+  utimesSync(join(folder.path, "lost.1.tmp"), 1, 1);
+  await new FrameCache(folder.path, 1e9).put("k", media);
+  expect(entries()).toEqual(["k.frames", "new.1.tmp"]);
+});
+
 test("the key changes with the file, the frames asked for and the size", async () => {
   const file = join(folder.path, "v.mp4");
   writeFileSync(file, "one");

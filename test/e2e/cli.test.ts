@@ -127,6 +127,7 @@ test("inspect writes the model's inputs; score's ids are their beginning", async
 test("score gives a finite log-probability for each token of the last turn, and the same for the same chat", async () => {
   const scores = await scoreChats();
   expect(scores).toHaveLength(2);
+  expect(scores.map(({ id }) => id)).toEqual(["1", "2"]);
   for (const { completion_ids, logprobs } of scores) {
     expect(logprobs).toHaveLength(completion_ids.length);
     for (const logprob of logprobs) expect(logprob).toBeLessThan(0);
@@ -150,6 +151,7 @@ test("generate writes one greedy answer with its log-probabilities, and prints t
 });
 
 interface Score {
+  id: string;
   prompt_ids: number[];
   completion_ids: number[];
   logprobs: number[];

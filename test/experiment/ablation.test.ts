@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeEach, expect, test } from "vitest";
 import YAML from "yaml";
@@ -57,11 +57,17 @@ test("variants with every seed: figures, intervals, tests, curves, and the exact
 
   const kept = loadConfig({ files: [path.join(place.folder, "whole", "variant-strong", "seed-2.yaml")] });
   expect(kept).toMatchObject({ seed: 2, trainer: { klCoef: 0.1 }, optimizer: { learningRate: 1e-3 } });
-  expect(existsSync(path.join(place.folder, "whole", "variant-strong", "seed-2", "final"))).toBe(false); // evaluated, then dropped
+  expect(readdirSync(path.join(place.folder, "whole", "variant-strong", "seed-2"))).toEqual(["metrics.jsonl"]); // evaluated, then dropped
   const files = writeAblationResults(ablation, jobs, ablationTables(ablation, jobs));
   const page = readFileSync(files[1] as string, "utf8");
   expect(page.match(/opacity="0.15"/g)).toHaveLength(2); // a band for each variant
   expect(page).not.toMatch(/<script|<link|src=/);
+
+  writeFileSync(path.join(place.folder, "whole", "notes.txt"), "mine");
+  const stopped = AbortSignal.abort();
+  await run(file, { overwrite: true, signal: stopped });
+  const left = readdirSync(path.join(place.folder, "whole")).filter((name) => !name.startsWith("variant-"));
+  expect(left.sort()).toEqual(["experiment.json", "journal.jsonl", "notes.txt"]);
 });
 
 test("with eval.consistency: how often answers follow from their reasoning, of all and of the right ones", async () => {

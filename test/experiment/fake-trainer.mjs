@@ -3,7 +3,7 @@
  * the knobs, and ends with the line of JSON; and for `eval`. Every start is noted in the file that FAKE_STARTS names. A learning rate of 1 fails.
  */
 
-import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parse } from "yaml";
 
@@ -48,6 +48,8 @@ for (let step = 1; step <= steps; step++) {
 }
 if (config.trainer.saveFinal) {
   mkdirSync(`${runDir}/final`);
+  mkdirSync(`${runDir}/checkpoint-${steps}`);
+  symlinkSync(`checkpoint-${steps}`, `${runDir}/best`);
   writeFileSync(`${runDir}/final/knobs.json`, JSON.stringify({ from: config.model.path }));
 }
 process.stdout.write(`${JSON.stringify({ command, finished: true, step: steps })}\n`);

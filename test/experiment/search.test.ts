@@ -119,6 +119,12 @@ test("ranges: log, steps, rounding, and back", () => {
   ]);
 });
 
+test("a knob with very many values is counted without making a list of them", () => {
+  const space = [range("n", 0, 2 ** 40, { step: 1 }), choice("a", ["x", "y"])];
+  expect(sizeOf(space)).toBe(2 * (2 ** 40 + 1));
+  expect(settingAt(space, 2 ** 40 + 3)).toEqual({ n: 2 ** 39 + 1, a: "y" });
+});
+
 test("estimators are densities: they sum to one, and draws follow them", () => {
   const x = range("x", 0, 1);
   const estimator = rangeEstimator(x, [0.2, 0.25, 0.9]);

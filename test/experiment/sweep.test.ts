@@ -153,6 +153,7 @@ test("what a file gets wrong is said before anything starts", async () => {
   expect(message({ space: { "trainer.klCoef": [0, -1] } })).toContain("space.trainer.klCoef: -1: ");
   expect(message({ space: { "rollout.groupSize": { min: 1, max: 8 } } })).toContain("space.rollout.groupSize: 1: ");
   expect(message({ space: { seed: [1, 2] } })).toContain("space.seed cannot be set here");
+  expect(message({ maxMinutes: 1e6 })).toContain("maxMinutes: expected number to be <=30000");
   expect(message({ trails: 3 })).toContain("unknown key trails; did you mean trials?");
   expect(message({ set: { "trainer.stepz": 3 } })).toContain("did you mean trainer.steps?");
   expect(message({ first: [{ "trainer.klCoef": 0.04 }] })).toContain("first.0: optimizer.learningRate is missing");
@@ -160,6 +161,12 @@ test("what a file gets wrong is said before anything starts", async () => {
     "trainer.klCoef: 0.5 is not in the space",
   );
   expect(message({ search: "grid" })).toContain("a grid needs values");
+  expect(message({ search: "grid", space: { "data.maxPixels": { min: 4000, max: 12_000_000 } } })).toContain(
+    "a grid of 11,996,001 settings",
+  );
+  const list = path.join(place.folder, "list.yaml");
+  writeFileSync(list, "[space, objective]");
+  expect(() => readSweep(list)).toThrow(`${list}: expected a mapping of keys, got ["space","objective"]`);
   expect(message({ trials: undefined })).toContain("trials is required");
   expect(place.starts()).toEqual([]);
 });

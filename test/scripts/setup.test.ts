@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -82,6 +82,16 @@ test("a dead owner's lock is taken over, a living one is waited for", async () =
   expect(waited).toEqual([owner.pid]);
   owner.kill("SIGKILL");
   expect(await result).toBe("later");
+});
+
+test("a lock without an owner's id is waited for, and taken over once it is old: its owner died before it wrote", async () => {
+  const lock = path.join(folder, "nameless");
+  writeFileSync(lock, "");
+  const result = withLock(lock, () => "taken", { pollMs: 5 });
+  await new Promise((done) => setTimeout(done, 60));
+  expect(readFileSync(lock, "utf8")).toBe(""); // may be writing it just now
+  utimesSync(lock, 1, 1);
+  expect(await result).toBe("taken");
 });
 
 test("which finds programs on PATH only", () => {

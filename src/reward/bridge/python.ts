@@ -3,11 +3,10 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
-import { createInterface } from "node:readline";
-import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { ConfigError } from "../../errors.ts";
 import { log } from "../../log.ts";
+import { eachLine } from "../lines.ts";
 import { type Runner, type RunnerEvents, RunnerReward } from "../runner.ts";
 import { parseReply, requestOf } from "./wire.ts";
 
@@ -90,10 +89,6 @@ export class PythonReward extends RunnerReward {
       },
     };
   }
-}
-
-function eachLine(input: Readable, use: (line: string) => void): void {
-  createInterface({ input, crlfDelay: Number.POSITIVE_INFINITY }).on("line", use);
 }
 
 /** Kills the process and all that it has started. */
