@@ -6,13 +6,18 @@ import { LAUNCHER } from "../distributed/launcher.ts";
 import type { Stage } from "../trainer/plan.ts";
 import type { PlanDevice } from "../trainer/plan-text.ts";
 import { visibleGpus } from "./gpus.ts";
-import type { PlanFlags } from "./options.ts";
 import { plannedRanks } from "./ranks.ts";
 
 const GIB = 2 ** 30;
 
+/** What a plan is made for, beside the config. */
+export interface PlanPlace {
+  nproc?: number | undefined;
+  deviceMemory?: number | undefined; // GiB
+}
+
 /** @throws ConfigError where --nproc does not fit */
-export function planDevice(stage: Stage, config: Config, { nproc, deviceMemory }: PlanFlags): PlanDevice {
+export function planDevice(stage: Stage, config: Config, { nproc, deviceMemory }: PlanPlace): PlanDevice {
   const eachGpu = { ranks: 1, here: Number.POSITIVE_INFINITY, from: "each process" };
   const { ranks, here, from } = stage === "eval" ? eachGpu : plannedRanks(config, nproc);
   if (deviceMemory !== undefined) return { ranks, from, bytes: deviceMemory * GIB, of: "--device-memory" };
@@ -37,7 +42,7 @@ function memoryHere({ device }: Config, ranks: number): { bytes: number | null; 
  * At the start of a run, from the records and the knobs alone: no media are decoded. Ranks that our launcher has started need not ask again.
  * @throws MemoryError
  */
-export async function refuseWhatCannotFit(stage: Stage, config: Config, flags: PlanFlags): Promise<void> {
+export async function refuseWhatCannotFit(stage: Stage, config: Config, flags: PlanPlace): Promise<void> {
   if (config.device === "cpu" || process.env[LAUNCHER] !== undefined) return;
   const at = planDevice(stage, config, flags);
   if (at.bytes === null) return;

@@ -6,6 +6,7 @@ import { dumpConfig, loadConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
 import { ConfigError } from "../errors.ts";
 import type { Stage } from "../trainer/plan.ts";
+import type { PlanPlace } from "./memory.ts";
 
 export interface ConfigFlags {
   config: string[];
@@ -57,11 +58,7 @@ export function configToRun(flags: ConfigFlags, base?: { files?: string[]; set?:
   return undefined;
 }
 
-/** What a plan is made for, beside the config. */
-export interface PlanFlags extends ConfigFlags {
-  nproc?: number | undefined;
-  deviceMemory?: number | undefined;
-}
+export interface PlanFlags extends ConfigFlags, PlanPlace {}
 
 /** Adds --device-memory to a command that has a plan. */
 export function withPlanFlags<T>(command: Argv<T>): Argv<T> {

@@ -6,7 +6,7 @@ import { extractAnswer } from "../reward/extract-answer.ts";
 import { type EvalRecord, readAnswers } from "./answers.ts";
 import { mcnemarExact, type PairedCounts, pairedDifference } from "./paired.ts";
 import { type Parts, partAt, walkParts } from "./parts.ts";
-import { alignTable, short } from "./report.ts";
+import { alignTable, short } from "./table.ts";
 
 /** Level -> sample id -> answer. */
 export type Run = Record<string, Map<string, EvalRecord>>;

@@ -2,7 +2,7 @@
 
 import { type Consistency, consistencyOf, optionsIn } from "../reward/consistency.ts";
 import type { EvalRecord } from "./answers.ts";
-import { alignTable, short } from "./report.ts";
+import { alignTable, short } from "./table.ts";
 
 export type ConsistencyCounts = Record<Consistency, number>;
 

@@ -4,6 +4,7 @@ import type { ConsistencyTally } from "./consistency.ts";
 import { wilsonInterval } from "./intervals.ts";
 import { type PartTally, type Tally, walkParts } from "./parts.ts";
 import { PUBLISHED, type PublishedBenchmark, type PublishedFigures, publishedPart } from "./published.ts";
+import { alignTable, short } from "./table.ts";
 
 export interface LevelResult extends PartTally {
   /** Questions without an answer, their media being unusable (data.onBadSample: skip); not in n. An unreadable record is no question. */
@@ -23,9 +24,6 @@ export interface Summary {
   low: number;
   high: number;
 }
-
-/** Longest name of a part that a table shows whole. */
-const NAME_WIDTH = 30;
 
 /**
  * A table of every level and its parts: right / questions, accuracy, 95 % Wilson interval. Levels that `benchmarks` says are a published
@@ -62,25 +60,6 @@ export function summarize(results: EvalResults): Record<string, Summary> {
       return [level, { accuracy: n === 0 ? 0 : correct / n, n, correct, low, high }];
     }),
   );
-}
-
-/** Lays cells out in columns, the first aligned to the left, the others to the right, with a rule under the head. */
-export function alignTable(rows: readonly (readonly string[])[]): string {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)));
-  const lines = rows.map((row) =>
-    widths
-      .map((width, column) => (column === 0 ? (row[0] ?? "").padEnd(width) : (row[column] ?? "").padStart(width)))
-      .join("  ")
-      .trimEnd(),
-  );
-  lines.splice(1, 0, widths.map((width) => "-".repeat(width)).join("  "));
-  return lines.join("\n");
-}
-
-/** A name cut to the width of a table's first column. */
-export function short(name: string, width = NAME_WIDTH): string {
-  const characters = [...name];
-  return characters.length <= width ? name : `${characters.slice(0, width - 1).join("")}…`;
 }
 
 function benchmarkOf(name: string | undefined): PublishedBenchmark | undefined {

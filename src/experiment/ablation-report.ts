@@ -3,7 +3,7 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
 import { COLORS, type Panel, plotSvg, pointsOf, type Series, smooth } from "../eval/plot.ts";
-import { alignTable } from "../eval/report.ts";
+import { alignTable } from "../eval/table.ts";
 import { replaceFile } from "../trainer/files.ts";
 import { readMetrics } from "../trainer/run-folder.ts";
 import type { JobState } from "./ablation.ts";

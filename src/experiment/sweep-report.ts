@@ -3,7 +3,7 @@
 import { existsSync } from "node:fs";
 import path from "node:path";
 import { dumpConfig } from "../config/load.ts";
-import { alignTable } from "../eval/report.ts";
+import { alignTable } from "../eval/table.ts";
 import { replaceFile } from "../trainer/files.ts";
 import { readMetrics } from "../trainer/run-folder.ts";
 import { htmlPage, htmlTable, type Section } from "./html.ts";
