@@ -129,11 +129,12 @@ function fillRandom(tensor: Tensor, shape: number[], init: ParameterSpec["init"]
 
 /** A frozen copy in new memory. */
 export function copyParameters(parameters: readonly Parameter[]): Parameter[] {
-  return parameters.map(({ name, parts, tensor }) => ({
-    name,
-    parts,
-    tensor: keep(noGrad(() => clone(tensor))),
-  }));
+  // in a scope, so that what is there is freed where memory ends half-way
+  const copies = scope(() =>
+    noGrad(() => parameters.map(({ name, parts, tensor }) => ({ name, parts, tensor: clone(tensor) }))),
+  );
+  for (const { tensor } of copies) keep(tensor);
+  return copies;
 }
 
 /** Files of a model folder that belong to the tokenizer and the processor. */
