@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "vitest";
-import { NumericsError } from "../../src/errors.ts";
+import { ConfigError, NumericsError } from "../../src/errors.ts";
 import { packGroups } from "../../src/model/packed.ts";
 import { drawUniforms } from "../../src/rollout/draws.ts";
 import { generate } from "../../src/rollout/generate.ts";
@@ -257,6 +257,21 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
     expect(liveTensors()).toEqual(before);
     broken[Symbol.dispose]();
   });
+});
+
+test("an end token that is never sampled, and an id that the model has not, are the configuration's faults", () => {
+  const config = { maxConcurrent: 8 };
+  const tokenizer = { ...decoder, vocabSize: 95 };
+  expect(() => new Sampler({ model, tokenizer, config })).toThrow(ConfigError);
+  expect(() => new Sampler({ model, tokenizer, config })).toThrow(/end token 95 can never be sampled/);
+  using sampler = new Sampler({ model, tokenizer: decoder, config });
+  for (const id of [96, -1]) {
+    const foreign = { ...tinyPrompt("a", 3), inputIds: Int32Array.of(1, id, 2) };
+    expect(() => sampler.rolloutGroups([foreign], base)).toThrow(ConfigError);
+    expect(() => sampler.rolloutGroups([foreign], base)).toThrow(
+      `token id ${id} is not in the model's vocabulary of 96`,
+    );
+  }
 });
 
 test("ids beyond the tokenizer's vocabulary, and the vision pad, are forbidden", () => {
