@@ -89,6 +89,7 @@ export function loadAdapter(
   if (!existsSync(file)) throw new CheckpointError(file, "is missing");
   using stored = new SafetensorsFile(file);
   const names = new Map(stored.names().map((name) => [partName(name), name]));
+  if (names.size === 0) throw new CheckpointError(file, "holds no tensors: was it saved while they were sharded out?");
   const targets = [...new Set([...names.keys()].map((name) => /\.(\w+)\.lora_[AB]\.weight$/.exec(name)?.[1] ?? name))];
   const parts = adapterSpecs(config, { rank: peft.r, targets }).flatMap((spec) => spec.parts);
   const known = new Set(parts.map(({ name }) => name));
