@@ -22,6 +22,7 @@ import { CheckpointError } from "../errors.ts";
 import { contiguous, to, viewDtype } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
 import { type DType, type FileRead, MappedFile, type Tensor } from "../torch/tensor.ts";
+import { parseObject } from "./json.ts";
 
 const DTYPES: Record<string, { dtype: DType; bytes: number }> = {
   F64: { dtype: "float64", bytes: 8 },
@@ -265,16 +266,4 @@ function entryOf(path: string, name: string, value: unknown, { start, size }: { 
     );
   }
   return { dtype: type.dtype, shape, offset: start + begin };
-}
-
-function parseObject(path: string, text: string): Record<string, unknown> {
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (error) {
-    throw new CheckpointError(path, "is not valid JSON", {}, error);
-  }
-  if (typeof json !== "object" || json === null || Array.isArray(json))
-    throw new CheckpointError(path, "is not a JSON object");
-  return json as Record<string, unknown>;
 }
