@@ -44,7 +44,13 @@ const UNKNOWN: Readonly<Record<string, (value: unknown) => boolean>> = {
   layer_replication: isEmpty,
   target_parameters: isEmpty,
   alora_invocation_tokens: isEmpty,
+  init_lora_weights: leavesBase,
 };
+
+/** PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change the base's weights as they begin: their adapters are no use beside the model as it is. */
+function leavesBase(init: unknown): boolean {
+  return typeof init !== "string" || ["gaussian", "eva", "orthogonal"].includes(init);
+}
 
 function isEmpty(value: unknown): boolean {
   return value === null || (typeof value === "object" && Object.keys(value as object).length === 0);

@@ -18,7 +18,7 @@ import {
   writeSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
-import { CheckpointError } from "../errors.ts";
+import { CheckpointError, invariant } from "../errors.ts";
 import { contiguous, to, viewDtype } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
 import { type DType, type FileRead, MappedFile, type Tensor } from "../torch/tensor.ts";
@@ -169,7 +169,15 @@ export function writeSafetensors(
   const header = safetensorsHeader(tensors, metadata);
   replaceFile(path, (fd) => {
     writeAll(fd, header);
-    for (const { read } of tensors) scope(() => writeAll(fd, tensorBytes(read())));
+    for (const { name, dtype, shape, read } of tensors) {
+      scope(() => {
+        const tensor = read();
+        const bytes = tensorBytes(tensor);
+        const isAsDeclared = tensor.dtype === dtype && bytes.length === byteLength(dtype, shape);
+        invariant(isAsDeclared, `tensor "${name}" is not the ${dtype} [${shape.join(", ")}] that the header says`);
+        writeAll(fd, bytes);
+      });
+    }
   });
 }
 

@@ -101,6 +101,11 @@ test("an adapter that would compute something else is refused, with what is wron
   expect(altered("dora", { use_dora: true })).toThrow(/has use_dora true, which is not supported/);
   expect(altered("bias", { bias: "all" })).toThrow(/has bias "all"/);
   expect(altered("pattern", { rank_pattern: { q_proj: 9 } })).toThrow(/has rank_pattern/);
+  for (const init of ["pissa_niter_4", "olora", "loftq"])
+    expect(altered(init, { init_lora_weights: init })).toThrow(
+      `has init_lora_weights "${init}", which is not supported`,
+    );
+  for (const init of [false, "gaussian"]) expect(altered(`init-${init}`, { init_lora_weights: init })).not.toThrow();
   expect(altered("ia3", { peft_type: "IA3" })).toThrow(/has peft_type IA3; expected LORA/);
   expect(altered("rank", { r: 5 })).toThrow(/does not fit the model; 8 misshapen: .*expected \[5, 32\], got \[4, 32\]/);
   expect(() => loadAdapter(FIXTURES, model.config, FLOAT32)).toThrow(CheckpointError);

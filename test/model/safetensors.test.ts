@@ -69,6 +69,20 @@ test("a write that fails leaves the old file and no temporary one", () => {
   });
 });
 
+test("a tensor that is not what was declared is not written", () => {
+  scope(() => {
+    const path = join(root, "declared.safetensors");
+    const read = () => fromArray([1, 2], [2]);
+    for (const [dtype, shape] of [
+      ["float32", [3]],
+      ["int32", [2]],
+    ] as const) {
+      expect(() => writeSafetensors(path, [{ name: "x", dtype, shape, read }])).toThrow(/tensor "x" is not the/);
+    }
+    expect(readdirSync(root).filter((name) => name.startsWith("declared"))).toEqual([]);
+  });
+});
+
 test.each([
   ["no JSON", "{", "is not valid JSON"],
   ["an unknown dtype", { x: { dtype: "F8_E4M3", shape: [4], data_offsets: [0, 4] } }, "unsupported dtype F8_E4M3"],
