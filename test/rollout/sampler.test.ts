@@ -2,7 +2,6 @@ import { afterAll, describe, expect, test } from "vitest";
 import { ConfigError, NumericsError } from "../../src/errors.ts";
 import { packGroups } from "../../src/model/packed.ts";
 import { drawUniforms } from "../../src/rollout/draws.ts";
-import { generate } from "../../src/rollout/generate.ts";
 import { forbiddenIds, type RolloutOptions, Sampler } from "../../src/rollout/sampler.ts";
 import { fill_ } from "../../src/torch/ops.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
@@ -80,7 +79,10 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
 
   test("greedy equals the argmax of full passes, token by token", () => {
     const few = prompts.slice(0, 4);
-    const completions = generate(samplerOf(), few, { ...base, maxNewTokens: 6, greedy: true });
+    const options = { ...base, groupSize: 1, maxNewTokens: 6, greedy: true };
+    const completions = samplerOf()
+      .rolloutGroups(few, options)
+      .map((group) => group.completions[0]);
     for (const [i, prompt] of few.entries()) {
       const { ids, margin } = greedyReference(model, prompt, 6);
       expect(margin).toBeGreaterThan(1e-4);
