@@ -38,8 +38,11 @@ export function checkConfig(config: Config): Problem[] {
   );
 
   checkRewards(rewards, refuse);
-  refuse(rollout.topP === 0, "rollout.topP", "0 leaves no token to sample; 1 keeps all");
-  refuse(config.eval.topP === 0, "eval.topP", "0 leaves no token to sample; 1 keeps all");
+  for (const [section, { temperature, topP }] of Object.entries({ rollout, eval: config.eval })) {
+    refuse(topP === 0, `${section}.topP`, "0 leaves no token to sample; 1 keeps all");
+    const isUsable = temperature >= 1e-30 && temperature <= 1e30;
+    refuse(!isUsable, `${section}.temperature`, `${temperature} is no number that logits can be divided by in float32`);
+  }
 
   checkAlgorithm(config, refuse);
   checkBest(config, refuse);
