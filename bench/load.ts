@@ -10,19 +10,9 @@
  * The bar: loading at no less than half the speed of reading.
  */
 import { execFileSync } from "node:child_process";
-import {
-  closeSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readFileSync,
-  readSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
-import { cpus, tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Parameter, ParameterSpec } from "../src/model/parameter.ts";
 import { configJson, parseConfig, type Qwen2VLConfig } from "../src/model/qwen2vl/config.ts";
@@ -30,10 +20,11 @@ import { parameterSpecs } from "../src/model/qwen2vl/parameters.ts";
 import { byteLength, openShards, type SafetensorsFile, writeSafetensors } from "../src/model/safetensors.ts";
 import { readWeights, type WeightRead } from "../src/model/weight-reader.ts";
 import { loadParameters } from "../src/model/weights.ts";
-import { cudaAvailable, deviceName, synchronize, versions } from "../src/torch/cuda.ts";
+import { cudaAvailable, synchronize } from "../src/torch/cuda.ts";
 import { copy_, empty, randn, repeat, reshape, slice } from "../src/torch/ops.ts";
 import { scope } from "../src/torch/scope.ts";
 import type { Device, DType } from "../src/torch/tensor.ts";
+import { environment, spread, writeResult } from "./lib/report.ts";
 
 const SHARD_BYTES = 4e9; // as the released checkpoints are cut
 
@@ -95,17 +86,14 @@ try {
   for (const { tensor } of existing) tensor.free();
   const result = {
     benchmark: "load",
-    device: device === "cpu" ? (cpus()[0]?.model ?? "cpu") : deviceName(),
-    cores: cpus().length,
-    torch: versions().torch,
-    node: process.version,
+    ...environment(device),
     dtype,
     bytes,
     shards: files.length,
     peakRssOverBytes: rss / bytes,
     gbPerSecond: speeds,
     loadOverRead: Object.fromEntries(
-      states.map((state) => [state, median(speeds[state]?.load ?? []) / median(speeds[state]?.read ?? [])]),
+      states.map((state) => [state, median(speeds[state]?.load) / median(speeds[state]?.read)]),
     ),
   };
   say(`${(bytes / 1e9).toFixed(2)} GB in ${files.length} shards to ${device} as ${dtype}; GB/s, median (all)`);
@@ -117,10 +105,7 @@ try {
     say(`  ${state} load / read ${result.loadOverRead[state]?.toFixed(2)}`);
   }
   say(`  most host memory while loading, beyond before: ${(rss / 1e9).toFixed(2)} GB`);
-  if (values.out !== undefined) {
-    mkdirSync(dirname(values.out), { recursive: true });
-    writeFileSync(values.out, `${JSON.stringify(result, null, 2)}\n`);
-  }
+  if (values.out !== undefined) writeResult(values.out, result);
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }
@@ -234,6 +219,6 @@ function peakRss(run: () => void): number {
   return field("VmHWM") - before;
 }
 
-function median(numbers: readonly number[]): number {
-  return [...numbers].sort((a, b) => a - b)[Math.floor(numbers.length / 2)] ?? Number.NaN;
+function median(numbers: readonly number[] = []): number {
+  return spread(numbers).median;
 }

@@ -167,6 +167,10 @@ PeerNote noteOf(const std::shared_ptr<Heartbeat>& heartbeat) {
 
 void checkTensor(const at::Tensor& tensor, CollectiveKind kind, const Place& place) {
   if (!tensor.is_contiguous()) throw EngineError("ARG_KIND", "collectives take contiguous tensors only");
+  const bool copies = kind == CollectiveKind::kAllGather || kind == CollectiveKind::kBroadcast;
+  if (!copies && tensor.is_cpu() && (tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBool)) {
+    throw EngineError("ARG_KIND", std::string(nameOf(kind)) + ": tensors of the dtype " + c10::toString(tensor.scalar_type()) + " are not reduced on the CPU");
+  }
   const bool shares = kind == CollectiveKind::kReduceScatter || kind == CollectiveKind::kAllGather;
   if (shares && tensor.numel() % place.world != 0) {
     throw EngineError("ARG_KIND", std::string(nameOf(kind)) + ": " + std::to_string(tensor.numel()) + " elements do not divide among " +
@@ -246,8 +250,13 @@ napi_value groupClose(napi_env env, napi_callback_info info) {
 napi_value collectiveStart(napi_env env, napi_callback_info info) {
   Args args(env, info, 5);
   Group& group = *groups().at(args.number(0));
-  const auto kind = static_cast<CollectiveKind>(args.integer(1));
-  Collective collective{kind, {}, static_cast<int>(args.integer(3)), Milliseconds(args.integer(4)), group.started};
+  const int64_t number = args.integer(1), root = args.integer(3);
+  if (number < 0 || number > static_cast<int64_t>(CollectiveKind::kBarrier)) throw EngineError("ARG_KIND", "no such collective");
+  if (root < 0 || root >= group.place.world) {
+    throw EngineError("ARG_KIND", "rank " + std::to_string(root) + " is none of the " + std::to_string(group.place.world) + " ranks");
+  }
+  const auto kind = static_cast<CollectiveKind>(number);
+  Collective collective{kind, {}, static_cast<int>(root), Milliseconds(args.integer(4)), group.started};
   Backend* backend = group.host.get();
   if (kind != CollectiveKind::kBarrier) {
     collective.tensor = tensors().at(args.number(2)).detach();

@@ -46,7 +46,8 @@ Sizes checkArguments(const Tensor& qkv, const Tensor& cos, const Tensor& sin, co
               "decode_attention: expected qkv [B, H + 2 HK, D], own_k [B, N, HK, D], prompt_k [T, HK, D], rows [groups, G], got ",
               qkv.sizes(), ", ", own_k.sizes(), ", ", prompt_k.sizes(), ", ", rows.sizes());
   const int64_t B = qkv.size(0), HK = own_k.size(2), D = qkv.size(2), H = qkv.size(1) - 2 * HK;
-  TORCH_CHECK(H > 0 && H % HK == 0, "decode_attention: ", qkv.size(1), " heads of qkv do not fit ", HK, " key/value heads");
+  TORCH_CHECK(HK > 0 && H > 0 && H % HK == 0, "decode_attention: ", qkv.size(1), " heads of qkv do not fit ", HK, " key/value heads");
+  TORCH_CHECK(D % 2 == 0, "decode_attention: a rotation takes heads of an even size, got ", D);
   const int64_t S = own_k.size(0);
   TORCH_CHECK((slots.has_value() ? slots->numel() == B : S >= B) && own_k.size(3) == D && own_v.sizes() == own_k.sizes() && prompt_k.size(1) == HK &&
                   prompt_k.size(2) == D && prompt_v.sizes() == prompt_k.sizes(),
@@ -74,6 +75,23 @@ Sizes checkArguments(const Tensor& qkv, const Tensor& cos, const Tensor& sin, co
   return {B, H, HK, D, own_k.size(1), groups, rows.size(1)};
 }
 
+// The numbers in index tensors on the host, by which memory is addressed. A row of no group is free to be anything.
+void checkIndices(const Sizes& s, const Tensor& own_k, const Tensor& prompt_k, const Tensor& rows, const Tensor& prompt_start,
+                  const Tensor& prompt_length, const Tensor& own_length, const Tensor& slots) {
+  const int *row = rows.const_data_ptr<int>(), *start = prompt_start.const_data_ptr<int>(), *length = prompt_length.const_data_ptr<int>(),
+            *newest = own_length.const_data_ptr<int>(), *slot = slots.const_data_ptr<int>();
+  const int64_t S = own_k.size(0), T = prompt_k.size(0);
+  for (int64_t i = 0; i < s.groups * s.groupSize; i++) {
+    const int b = row[i];
+    const int64_t first = start[i / s.groupSize], count = length[i / s.groupSize];
+    if (b < 0) continue;
+    TORCH_CHECK(b < s.rows, "decode_attention: row ", b, " of ", s.rows);
+    TORCH_CHECK(slot[b] >= 0 && slot[b] < S && newest[slot[b]] >= 0 && newest[slot[b]] < s.ownSlots, "decode_attention: row ", b, " in slot ",
+                slot[b], " of ", S, ", whose own_length must be below ", s.ownSlots);
+    TORCH_CHECK(first >= 0 && count >= 0 && first + count <= T, "decode_attention: prompt ", first, " + ", count, " of ", T, " tokens");
+  }
+}
+
 Tensor composed(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& own_k, Tensor& own_v, const Tensor& prompt_k,
                 const Tensor& prompt_v, const Tensor& rows, const Tensor& prompt_start, const Tensor& prompt_length, const Tensor& chunk_keys,
                 const Tensor& own_length, int64_t chunks, double scale, const std::optional<Tensor>& slots) {
@@ -85,6 +103,7 @@ Tensor composed(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor&
                                     sin.view({s.rows, 1, s.headDim}));
   const Tensor hostSlots = slots.has_value() ? slots->cpu() : at::arange(s.rows, at::kInt);
   const Tensor hostRows = rows.cpu(), start = prompt_start.cpu(), promptLength = prompt_length.cpu(), ownLength = own_length.cpu();
+  checkIndices(s, own_k, prompt_k, hostRows, start, promptLength, ownLength, hostSlots);
   Tensor out = at::zeros({s.rows, s.heads, s.headDim}, qkv.options());
   for (int64_t g = 0; g < s.groups; g++) {
     const int64_t first = start.const_data_ptr<int>()[g], length = promptLength.const_data_ptr<int>()[g];
@@ -112,7 +131,9 @@ Tensor onCpu(const Tensor& qkv, const Tensor& cos, const Tensor& sin, Tensor& ow
     return composed(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length, chunks, scale,
                     slots);
   }
-  checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length, chunks, slots);
+  const Sizes s =
+      checkArguments(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, chunk_keys, own_length, chunks, slots);
+  checkIndices(s, own_k, prompt_k, rows, prompt_start, prompt_length, own_length, slots.has_value() ? *slots : at::arange(s.rows, at::kInt));
   return decode_attention_cpu(qkv, cos, sin, own_k, own_v, prompt_k, prompt_v, rows, prompt_start, prompt_length, own_length, scale, slots);
 }
 

@@ -126,19 +126,9 @@ at::Tensor decode_attention_cpu(const at::Tensor& qkv, const at::Tensor& cos, co
                                 const at::Tensor& prompt_k, const at::Tensor& prompt_v, const at::Tensor& rows, const at::Tensor& prompt_start,
                                 const at::Tensor& prompt_length, const at::Tensor& own_length, double scale, const std::optional<at::Tensor>& slots) {
   const int64_t B = qkv.size(0), HK = own_k.size(2), D = qkv.size(2), H = qkv.size(1) - 2 * HK, N = own_k.size(1);
-  const int64_t groups = rows.size(0), G = rows.size(1), T = prompt_k.size(0);
+  const int64_t groups = rows.size(0), G = rows.size(1);
   const int *row = rows.const_data_ptr<int>(), *start = prompt_start.const_data_ptr<int>(), *length = prompt_length.const_data_ptr<int>(),
             *newest = own_length.const_data_ptr<int>(), *slot = slots.has_value() ? slots->const_data_ptr<int>() : nullptr;
-  for (int64_t i = 0; i < groups * G; i++) {
-    const int b = row[i];
-    const int64_t first = start[i / G], count = length[i / G];
-    if (b < 0) continue;
-    TORCH_CHECK(b < B, "decode_attention: row ", b, " of ", B);
-    const int s = slot == nullptr ? b : slot[b];
-    TORCH_CHECK(s >= 0 && s < own_k.size(0) && newest[s] >= 0 && newest[s] < N, "decode_attention: row ", b, " in slot ", s, " of ", own_k.size(0),
-                ", whose own_length must be below ", N);
-    TORCH_CHECK(first >= 0 && count >= 0 && first + count <= T, "decode_attention: prompt ", first, " + ", count, " of ", T, " tokens");
-  }
   at::Tensor out = at::zeros({B, H, D}, qkv.options());
   AT_DISPATCH_FLOATING_TYPES(qkv.scalar_type(), "decode_attention", [&] {
     const auto in = [](const at::Tensor& x) { return x.const_data_ptr<scalar_t>(); };

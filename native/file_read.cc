@@ -14,6 +14,7 @@
 #include <exception>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -159,7 +160,11 @@ void inParallel(int threads, F work) {
     }
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < threads; i++) others.emplace_back(guarded);
+  try {
+    for (int i = 1; i < threads; i++) others.emplace_back(guarded);
+  } catch (const std::system_error&) {
+    // no more threads may be had: those that there are do all of it
+  }
   guarded();
   for (std::thread& thread : others) thread.join();
   if (failure) std::rethrow_exception(failure);

@@ -1,5 +1,5 @@
 // grove::grad_norm: Euclidean norm of a flat buffer of gradients, float32 or bfloat16 [n], as a float32 scalar on its device. Squares are summed
-// in float64 in an order that depends on n alone, so a repeated run finds the same norm.
+// in float64 (on CUDA those of 16 bytes in float32 first) in an order that depends on n alone, so a repeated run finds the same norm.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>

@@ -256,7 +256,7 @@ Tensor groupAttention(const Tensor& q, const Tensor& k, const Tensor& v, const G
 void checkGroups(const Tensor& q, const Tensor& k, const Tensor& v, const Groups& g) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.sizes() == k.sizes(), "expected q [T, H, D] and k, v [T, HK, D], got ",
               q.sizes(), ", ", k.sizes(), ", ", v.sizes());
-  TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(1) % k.size(1) == 0,
+  TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && k.size(1) > 0 && q.size(1) % k.size(1) == 0,
               "rows and head sizes of q and k must agree and heads be a multiple of kv heads, got ", q.sizes(), ", ", k.sizes());
   TORCH_CHECK(g.prompt_rows > 0 && g.prompt_rows <= q.size(0), "prompt_rows ", g.prompt_rows, " out of range for ", q.size(0), " rows");
   TORCH_CHECK(g.cu_prompt.scalar_type() == at::kInt && g.cu_group.scalar_type() == at::kInt && g.cu_completion.scalar_type() == at::kInt,

@@ -30,6 +30,13 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// The kernels and loops below read as many values of the weight as x has columns.
+void checkWeight(const Tensor& x, const Tensor& weight) {
+  TORCH_CHECK(x.dim() > 0 && weight.dim() == 1 && x.size(-1) == weight.size(0), "expected weight [", x.dim() > 0 ? x.size(-1) : 0,
+              "], got ", weight.sizes());
+  TORCH_CHECK(x.device() == weight.device(), "expected weight on ", x.device(), ", got one on ", weight.device());
+}
+
 bool isLoop(const Tensor& x, const Norm& norm) {
   return !norm.bias.defined() && x.is_cpu() && x.scalar_type() == norm.weight.scalar_type() &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
@@ -134,8 +141,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
 
 // x [..., N], weight [N]
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  TORCH_CHECK(x.dim() > 0 && weight.dim() == 1 && x.size(-1) == weight.size(0), "expected weight [", x.dim() > 0 ? x.size(-1) : 0,
-              "], got ", weight.sizes());
+  checkWeight(x, weight);
 #ifdef GROVE_CUDA
   if (fitsKernel(x, weight) && kernelSymbol("grove_rms_norm") != nullptr) return RmsNorm::apply(x, weight, eps);
 #endif
@@ -145,6 +151,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
 }  // namespace
 
 Normed normForward(const Tensor& x, const Norm& norm) {
+  checkWeight(x, norm.weight);
   if (norm.bias.defined()) {
     auto [out, mean, scale] = at::native_layer_norm(x, norm.weight.sizes(), norm.weight, norm.bias, norm.eps);
     return {out, mean, scale};

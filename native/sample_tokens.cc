@@ -41,7 +41,7 @@ struct Slots {
 
 void checkArguments(const Tensor& logits, const Tensor& source, const Tensor& slot, const Tensor& forbidden, const Tensor& stops, const Slots& x,
                     double temperature, int64_t topK, double topP) {
-  TORCH_CHECK(logits.dim() == 2 && x.ids.dim() == 2, "sample_tokens: expected logits [R, V] and ids [S, N], got ", logits.sizes(), " and ",
+  TORCH_CHECK(logits.dim() == 2 && logits.size(1) > 0 && x.ids.dim() == 2, "sample_tokens: expected logits [R, V] and ids [S, N], got ", logits.sizes(), " and ",
               x.ids.sizes());
   TORCH_CHECK(logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kBFloat16,
               "sample_tokens: expected dtype float32 or bfloat16 of logits, got ", logits.scalar_type());

@@ -31,7 +31,8 @@ std::tuple<Tensor, Tensor> composed(const Tensor& logits, const Tensor& ids) {
   checkArguments(logits, ids);
   const auto wide = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor logSoftmax = at::log_softmax(logits, 1, wide);
-  const Tensor entropy = at::exp(logSoftmax).mul_(logSoftmax).sum({1}).neg_();
+  // a logit of minus infinity has the probability 0 and adds nothing, where 0 times infinity would be NaN; so far below others are 0 as well
+  const Tensor entropy = at::exp(logSoftmax).mul_(logSoftmax.clamp_min(-1e4)).sum({1}).neg_();
   return {logSoftmax.gather(1, ids.unsqueeze(1)).squeeze(1), entropy};
 }
 

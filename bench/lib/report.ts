@@ -14,9 +14,12 @@ export interface Spread {
   max: number;
 }
 
+/** @throws RangeError without a sample */
 export function spread(samples: readonly number[]): Spread {
+  if (samples.length === 0) throw new RangeError("a spread needs a sample: --repeats is 1 or more");
   const sorted = [...samples].sort((x, y) => x - y);
-  return { median: sorted[Math.floor(sorted.length / 2)]!, min: sorted[0]!, max: sorted[sorted.length - 1]! };
+  const [low, high] = [Math.ceil(sorted.length / 2) - 1, Math.floor(sorted.length / 2)];
+  return { median: (sorted[low]! + sorted[high]!) / 2, min: sorted[0]!, max: sorted.at(-1)! };
 }
 
 /** Machine and versions, for the head of a result file. */

@@ -38,6 +38,7 @@ export function seedPrompts(count: number, tokens = 931): Prompt[] {
   const video: VisionInput = { grid: [8, 18, 18], pixels: noise(8 * 18 * 18) };
   const image: VisionInput = { grid: [1, 18, 18], pixels: noise(18 * 18) };
   const text = tokens - 648 - 81 - 4;
+  if (!(text >= 0)) throw new Error(`--prompt ${tokens}: 733 or more, which the pictures take`);
   return Array.from({ length: count }, (_, i) => {
     const before = Math.min(text, 90 + i);
     const inputIds = Int32Array.from([

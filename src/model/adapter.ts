@@ -36,11 +36,11 @@ export class Adapter implements Disposable {
   private constructor(config: Qwen2VLConfig, settings: LoraSettings, options: AdapterOptions) {
     this.settings = settings;
     this.#sites = loraSites(config, settings.targets);
-    this.parameters = adapterSpecs(config, settings).map(({ name, shape, parts }) => ({
-      name,
-      parts,
-      tensor: keep(zeros(shape, options)).setRequiresGrad(true),
-    }));
+    // in a scope, so that what is there is freed where memory ends half-way
+    this.parameters = scope(() =>
+      adapterSpecs(config, settings).map(({ name, shape, parts }) => ({ name, parts, tensor: zeros(shape, options) })),
+    );
+    for (const { tensor } of this.parameters) keep(tensor).setRequiresGrad(true);
   }
 
   /**

@@ -1,4 +1,4 @@
-import { add, copy_, emptyLike, exp, mul, neg, slice, sub, to } from "../torch/ops.ts";
+import { add, clamp_, copy_, emptyLike, exp, mul, neg, slice, sub, to } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 
@@ -24,7 +24,8 @@ export function entropyGradient(
   for (let begin = 0; begin < rows; begin += step) {
     scope(() => {
       const part = (x: Tensor) => slice(x, 0, begin, Math.min(rows, begin + step));
-      const logp = sub(to(part(logits), { dtype: logSum.dtype }), part(logSum));
+      // what is minus infinity has the probability 0, which times infinity would be NaN
+      const logp = clamp_(sub(to(part(logits), { dtype: logSum.dtype }), part(logSum)), -1e4);
       copy_(part(gradient), mul(mul(exp(logp), add(logp, part(entropy))), neg(part(dEntropy))));
     });
   }

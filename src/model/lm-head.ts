@@ -61,25 +61,14 @@ export class ChunkedLogprobs implements Disposable {
     const rowBytes = vocab * itemSize(head.dtype);
     this.#chunkRows = options.chunkRows ?? Math.max(1, Math.floor(CHUNK_BYTES / rowBytes));
     this.#kept = options.backward && rows * rowBytes <= KEEP_BYTES ? [] : null;
-    const [logprobs, entropy] = scope(() =>
-      noGrad(() => {
-        const parts = this.#chunks().map(([begin, end]) =>
-          scope(() => {
-            const logits_CV = this.#logits(begin, end);
-            this.#kept?.push(keep(logits_CV));
-            return tokenLogprobs(logits_CV, slice(this.#targets_R, 0, begin, end)) as [Tensor, Tensor];
-          }),
-        );
-        const joined = (which: 0 | 1) =>
-          cat(
-            parts.map((part) => part[which]),
-            0,
-          );
-        return [joined(0), joined(1)] as const;
-      }),
-    );
-    this.logprobs = keep(logprobs);
-    this.entropy = keep(entropy);
+    try {
+      const [logprobs, entropy] = this.#score();
+      this.logprobs = keep(logprobs);
+      this.entropy = keep(entropy);
+    } catch (error) {
+      for (const tensor of [this.#targets_R, ...(this.#kept ?? [])]) tensor.free(); // out of memory half-way
+      throw error;
+    }
   }
 
   /**
@@ -115,6 +104,26 @@ export class ChunkedLogprobs implements Disposable {
   [Symbol.dispose](): void {
     for (const tensor of [this.logprobs, this.entropy, this.#targets_R, ...(this.#kept ?? [])]) tensor.free();
     this.#kept = null;
+  }
+
+  #score(): readonly [Tensor, Tensor] {
+    return scope(() =>
+      noGrad(() => {
+        const parts = this.#chunks().map(([begin, end]) =>
+          scope(() => {
+            const logits_CV = this.#logits(begin, end);
+            this.#kept?.push(keep(logits_CV));
+            return tokenLogprobs(logits_CV, slice(this.#targets_R, 0, begin, end)) as [Tensor, Tensor];
+          }),
+        );
+        const joined = (which: 0 | 1) =>
+          cat(
+            parts.map((part) => part[which]),
+            0,
+          );
+        return [joined(0), joined(1)] as const;
+      }),
+    );
   }
 
   #logits(begin: number, end: number): Tensor {

@@ -9,10 +9,11 @@ import { CheckpointError } from "../errors.ts";
 import { noGrad } from "../torch/autograd.ts";
 import { slice } from "../torch/ops.ts";
 import { Adapter, type AdapterOptions, type LoraSettings } from "./adapter.ts";
+import { parseObject } from "./json.ts";
 import type { Qwen2VLConfig } from "./qwen2vl/config.ts";
 import { adapterSpecs } from "./qwen2vl/lora-sites.ts";
 import { SafetensorsFile } from "./safetensors.ts";
-import { type FolderContent, originalName } from "./weights.ts";
+import { type FolderContent, listed, originalName } from "./weights.ts";
 
 export const ADAPTER_CONFIG = "adapter_config.json";
 const ADAPTER_WEIGHTS = "adapter_model.safetensors";
@@ -43,7 +44,13 @@ const UNKNOWN: Readonly<Record<string, (value: unknown) => boolean>> = {
   layer_replication: isEmpty,
   target_parameters: isEmpty,
   alora_invocation_tokens: isEmpty,
+  init_lora_weights: leavesBase,
 };
+
+/** PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change the base's weights as they begin: their adapters are no use beside the model as it is. */
+function leavesBase(init: unknown): boolean {
+  return typeof init !== "string" || ["gaussian", "eva", "orthogonal"].includes(init);
+}
 
 function isEmpty(value: unknown): boolean {
   return value === null || (typeof value === "object" && Object.keys(value as object).length === 0);
@@ -54,12 +61,7 @@ export function readPeftConfig(folder: string): PeftConfig & { r: number } {
   const file = path.join(folder, ADAPTER_CONFIG);
   if (!existsSync(file))
     throw new CheckpointError(file, "is missing: expected the folder of an adapter in PEFT's layout");
-  let config: PeftConfig;
-  try {
-    config = JSON.parse(readFileSync(file, "utf8")) as PeftConfig;
-  } catch (error) {
-    throw new CheckpointError(file, `is not valid JSON: ${(error as Error).message}`);
-  }
+  const config = parseObject(file, readFileSync(file, "utf8")) as PeftConfig;
   if (config.peft_type !== "LORA") throw new CheckpointError(file, `has peft_type ${config.peft_type}; expected LORA`);
   for (const [knob, changesNothing] of Object.entries(UNKNOWN)) {
     const value = config[knob];
@@ -77,7 +79,7 @@ export function readPeftConfig(folder: string): PeftConfig & { r: number } {
 /**
  * Reads an adapter for a model. Which modules it is beside is what its tensors say.
  * @param options.dropout in place of the folder's
- * @throws CheckpointError naming every tensor that is missing, that does not belong to this model or has another shape
+ * @throws CheckpointError for tensors that are missing, do not belong to this model or have another shape
  */
 export function loadAdapter(
   folder: string,
@@ -89,6 +91,7 @@ export function loadAdapter(
   if (!existsSync(file)) throw new CheckpointError(file, "is missing");
   using stored = new SafetensorsFile(file);
   const names = new Map(stored.names().map((name) => [partName(name), name]));
+  if (names.size === 0) throw new CheckpointError(file, "holds no tensors: was it saved while they were sharded out?");
   const targets = [...new Set([...names.keys()].map((name) => /\.(\w+)\.lora_[AB]\.weight$/.exec(name)?.[1] ?? name))];
   const parts = adapterSpecs(config, { rank: peft.r, targets }).flatMap((spec) => spec.parts);
   const known = new Set(parts.map(({ name }) => name));
@@ -99,16 +102,8 @@ export function loadAdapter(
     return found.join() === shape.join() ? [] : [`${name}: expected [${shape.join(", ")}], got [${found.join(", ")}]`];
   });
   if (missing.length + unexpected.length + misshapen.length > 0) {
-    const list = (kind: string, some: readonly string[]) =>
-      some.length === 0
-        ? []
-        : [`${some.length} ${kind}: ${some.slice(0, 8).join(", ")}${some.length > 8 ? ", ..." : ""}`];
-    const problems = [...list("missing", missing), ...list("unexpected", unexpected), ...list("misshapen", misshapen)];
-    throw new CheckpointError(file, `does not fit the model; ${problems.join("; ")}`, {
-      missing,
-      unexpected,
-      misshapen,
-    });
+    const problems = { missing, unexpected, misshapen };
+    throw new CheckpointError(file, `does not fit the model; ${listed(problems)}`, problems);
   }
   const settings: LoraSettings = {
     rank: peft.r,

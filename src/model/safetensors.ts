@@ -18,10 +18,11 @@ import {
   writeSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
-import { CheckpointError } from "../errors.ts";
+import { CheckpointError, invariant } from "../errors.ts";
 import { contiguous, to, viewDtype } from "../torch/ops.ts";
 import { scope } from "../torch/scope.ts";
 import { type DType, type FileRead, MappedFile, type Tensor } from "../torch/tensor.ts";
+import { parseObject } from "./json.ts";
 
 const DTYPES: Record<string, { dtype: DType; bytes: number }> = {
   F64: { dtype: "float64", bytes: 8 },
@@ -95,30 +96,41 @@ export class SafetensorsFile implements Disposable {
 }
 
 /**
- * Opens the weights of a Hugging Face folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+ * Opens the weights of a Hugging Face folder: `model.safetensors`, or else the shards that `model.safetensors.index.json` names. Where an earlier save
+ * has left the other one behind, that is what transformers loads.
  * @throws CheckpointError when there are none, a shard is missing, or two shards hold the same tensor.
  */
 export function openShards(folder: string): { files: SafetensorsFile[]; fileOf: Map<string, SafetensorsFile> } {
   const indexPath = join(folder, "model.safetensors.index.json");
   const single = join(folder, "model.safetensors");
-  let paths = [single];
-  if (existsSync(indexPath)) {
-    const index = parseJson(indexPath, readFileSync(indexPath, "utf8")) as { weight_map?: Record<string, string> };
-    if (index.weight_map === undefined) throw new CheckpointError(indexPath, "has no weight_map");
-    paths = [...new Set(Object.values(index.weight_map))].map((name) => join(folder, name));
-  } else if (!existsSync(single)) {
+  if (!existsSync(single) && !existsSync(indexPath))
     throw new CheckpointError(folder, "holds neither model.safetensors nor model.safetensors.index.json");
-  }
-  const files = paths.map((path) => new SafetensorsFile(path));
+  const paths = existsSync(single) ? [single] : shardNames(indexPath).map((name) => join(folder, name));
+  const files: SafetensorsFile[] = [];
   const fileOf = new Map<string, SafetensorsFile>();
-  for (const file of files) {
-    for (const name of file.names()) {
-      const other = fileOf.get(name);
-      if (other !== undefined) throw new CheckpointError(file.path, `tensor "${name}" is also in ${other.path}`);
-      fileOf.set(name, file);
+  try {
+    for (const path of paths) {
+      const file = new SafetensorsFile(path);
+      files.push(file);
+      for (const name of file.names()) {
+        const other = fileOf.get(name);
+        if (other !== undefined) throw new CheckpointError(file.path, `tensor "${name}" is also in ${other.path}`);
+        fileOf.set(name, file);
+      }
     }
+  } catch (error) {
+    for (const file of files) file[Symbol.dispose]();
+    throw error;
   }
   return { files, fileOf };
+}
+
+function shardNames(indexPath: string): string[] {
+  const { weight_map } = parseObject(indexPath, readFileSync(indexPath, "utf8"));
+  const names = [...new Set(Object.values(weight_map ?? {}))];
+  if (names.length === 0 || !names.every((name) => typeof name === "string"))
+    throw new CheckpointError(indexPath, "has no weight_map of tensors to files");
+  return names;
 }
 
 /** A tensor that is to be stored: declared first, for the header; asked for when its turn comes. */
@@ -157,7 +169,15 @@ export function writeSafetensors(
   const header = safetensorsHeader(tensors, metadata);
   replaceFile(path, (fd) => {
     writeAll(fd, header);
-    for (const { read } of tensors) scope(() => writeAll(fd, tensorBytes(read())));
+    for (const { name, dtype, shape, read } of tensors) {
+      scope(() => {
+        const tensor = read();
+        const bytes = tensorBytes(tensor);
+        const isAsDeclared = tensor.dtype === dtype && bytes.length === byteLength(dtype, shape);
+        invariant(isAsDeclared, `tensor "${name}" is not the ${dtype} [${shape.join(", ")}] that the header says`);
+        writeAll(fd, bytes);
+      });
+    }
   });
 }
 
@@ -206,13 +226,17 @@ function writeAll(fd: number, bytes: Uint8Array): void {
 
 function readHeader(path: string): { entries: Map<string, Entry>; metadata: Record<string, string> } {
   if (!existsSync(path)) throw new CheckpointError(path, "no such file");
-  const size = statSync(path).size;
+  const info = statSync(path);
+  if (!info.isFile()) throw new CheckpointError(path, "is not a file");
+  const size = info.size;
   const fd = openSync(path, "r");
   let text: string;
   let start: number;
   try {
     const length = Buffer.alloc(8);
     if (readSync(fd, length, 0, 8, 0) < 8) throw new CheckpointError(path, "is shorter than a safetensors header");
+    if (length.toString("latin1") === "version ")
+      throw new CheckpointError(path, "is a Git LFS pointer in place of the weights; run `git lfs pull` in its folder");
     const headerBytes = Number(length.readBigUInt64LE());
     start = 8 + headerBytes;
     if (headerBytes > MAX_HEADER_BYTES || start > size) {
@@ -224,39 +248,30 @@ function readHeader(path: string): { entries: Map<string, Entry>; metadata: Reco
   } finally {
     closeSync(fd);
   }
-  const json = parseJson(path, text) as Record<
-    string,
-    { dtype: string; shape: number[]; data_offsets: [number, number] }
-  >;
   const entries = new Map<string, Entry>();
   let metadata: Record<string, string> = {};
-  for (const [name, value] of Object.entries(json)) {
-    if (name === "__metadata__") {
-      metadata = value as unknown as Record<string, string>;
-      continue;
-    }
-    const { dtype: dtypeName, shape, data_offsets } = value ?? {};
-    if (!Array.isArray(shape) || !Array.isArray(data_offsets))
-      throw new CheckpointError(path, `malformed header entry "${name}"`);
-    const type = DTYPES[dtypeName];
-    if (type === undefined) throw new CheckpointError(path, `tensor "${name}" has the unsupported dtype ${dtypeName}`);
-    const [begin, end] = data_offsets;
-    const wanted = byteLength(type.dtype, shape);
-    if (end - begin !== wanted || begin < 0 || start + end > size) {
-      throw new CheckpointError(
-        path,
-        `tensor "${name}" ${dtypeName} [${shape.join(", ")}] needs ${wanted} bytes, its range is [${begin}, ${end}) of ${size - start}; the file is cut off or damaged`,
-      );
-    }
-    entries.set(name, { dtype: type.dtype, shape, offset: start + begin });
+  for (const [name, value] of Object.entries(parseObject(path, text))) {
+    if (name === "__metadata__") metadata = value as Record<string, string>;
+    else entries.set(name, entryOf(path, name, value, { start, size }));
   }
   return { entries, metadata };
 }
 
-function parseJson(path: string, text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    throw new CheckpointError(path, "is not valid JSON", {}, error);
+/** @param data where the file's data begin, and where the file ends */
+function entryOf(path: string, name: string, value: unknown, { start, size }: { start: number; size: number }): Entry {
+  const { dtype, shape, data_offsets } = (value ?? {}) as { dtype: string; shape: number[]; data_offsets: number[] };
+  const isCounts = (numbers: unknown) => Array.isArray(numbers) && numbers.every(Number.isSafeInteger);
+  if (!isCounts(shape) || !isCounts(data_offsets) || data_offsets.length !== 2 || shape.some((n) => n < 0))
+    throw new CheckpointError(path, `malformed header entry "${name}"`);
+  const type = Object.hasOwn(DTYPES, dtype) ? DTYPES[dtype] : undefined;
+  if (type === undefined) throw new CheckpointError(path, `tensor "${name}" has the unsupported dtype ${dtype}`);
+  const [begin, end] = data_offsets as [number, number];
+  const wanted = byteLength(type.dtype, shape);
+  if (end - begin !== wanted || begin < 0 || start + end > size) {
+    throw new CheckpointError(
+      path,
+      `tensor "${name}" ${dtype} [${shape.join(", ")}] needs ${wanted} bytes, its range is [${begin}, ${end}) of ${size - start}; the file is cut off or damaged`,
+    );
   }
+  return { dtype: type.dtype, shape, offset: start + begin };
 }

@@ -44,29 +44,30 @@ export function watched(step: Step, watch: PartWatch | undefined): Step {
  */
 export type Recompute = "none" | "norms" | "mlp" | "layer";
 
+interface RecordedStep {
+  run: (input: Tensor | null) => Tensor;
+  part: string;
+  leaf: Tensor | null;
+  output: Tensor | null; // null: to be computed again
+}
+
 export class Tape implements Disposable {
-  readonly #steps: {
-    run: (input: Tensor | null) => Tensor;
-    part: string;
-    leaf: Tensor | null;
-    output: Tensor | null;
-  }[] = [];
+  readonly #steps: RecordedStep[] = [];
 
   /**
    * A step whose graph is kept. The output shares no graph with the input. Freeing input and output is the caller's business; the tape holds
    * its own.
    */
   readonly step: Step = (input, run, part) => {
-    const leaf = this.#leafOf(input);
-    const output = keep(scope(() => enableGrad(() => run(leaf))));
-    this.#steps.push({ run, part, leaf, output });
+    const recorded = this.#begin(input, run, part);
+    const output = keep(scope(() => enableGrad(() => run(recorded.leaf))));
+    recorded.output = output;
     return detach(output);
   };
 
   /** A step of which the input alone is kept: `run` is called again in the backward, and what it closes over must live until then. */
   readonly stepAgain: Step = (input, run, part) => {
-    const leaf = this.#leafOf(input);
-    this.#steps.push({ run, part, leaf, output: null });
+    const { leaf } = this.#begin(input, run, part);
     return scope(() => noGrad(() => run(leaf)));
   };
 
@@ -75,17 +76,21 @@ export class Tape implements Disposable {
     return this.#steps.length > 0;
   }
 
-  /** Of the first step the input, where it has one, is a constant. */
-  #leafOf(input: Tensor | null): Tensor | null {
+  /** A step is the tape's before it runs, so that dispose() frees its input where it throws. Of the first step the input, where it has one, is a constant. */
+  #begin(input: Tensor | null, run: RecordedStep["run"], part: string): RecordedStep {
     const isFirst = this.#steps.length === 0;
     invariant(input !== null || isFirst, "only the first step of a tape has no input");
-    return input === null ? null : keep(detach(input)).setRequiresGrad(!isFirst);
+    const leaf = input === null ? null : keep(detach(input)).setRequiresGrad(!isFirst);
+    const recorded: RecordedStep = { run, part, leaf, output: null };
+    this.#steps.push(recorded);
+    return recorded;
   }
 
   /** Walks back from the gradient of the last output, adding to the gradients of every parameter the steps used. Once per tape. */
   backward(dOutput: Tensor, watch?: PartWatch): void {
     let gradient = dOutput;
-    for (let last = this.#steps.pop(); last !== undefined; last = this.#steps.pop()) {
+    // A step stays on the tape until it is done with: what it holds is dispose()'s to free where something throws.
+    for (let last = this.#steps.at(-1); last !== undefined; last = this.#steps.at(-1)) {
       const { run, part, leaf, output } = last;
       watch?.before(part);
       const next = scope(() => {
@@ -97,6 +102,7 @@ export class Tape implements Disposable {
       if (gradient !== dOutput) gradient.free();
       leaf?.free();
       output?.free();
+      this.#steps.pop();
       if (next === null) {
         invariant(this.#steps.length === 0, "a step gave its input no gradient");
         return;

@@ -28,7 +28,7 @@ const COMPUTED = /(^|\.)rotary_(pos_)?emb\.inv_freq$/;
 /**
  * Reads all parameters from a folder straight to their device, converting the dtype there. The host holds no copy of them on the way.
  * `ignored` names may be present and are not read (the copy of a tied head).
- * @throws CheckpointError that lists every missing, unexpected and misshapen tensor at once.
+ * @throws CheckpointError for missing, unexpected and misshapen tensors, with all of them in its details
  */
 export function loadParameters(folder: string, specs: readonly ParameterSpec[], options: LoadOptions): Parameter[] {
   return [...loadGroups(folder, [specs], options)].flat();
@@ -67,14 +67,9 @@ export function* loadGroups(
         ? []
         : [`${part.name}: expected [${part.shape.join(", ")}], got [${shape.join(", ")}]`];
     });
-    const problems = [...list("missing", missing), ...list("unexpected", unexpected), ...list("misshapen", misshapen)];
-    if (problems.length > 0) {
-      throw new CheckpointError(folder, `weights do not fit the config; ${problems.join("; ")}`, {
-        missing,
-        unexpected,
-        misshapen,
-      });
-    }
+    const problems = { missing, unexpected, misshapen };
+    if (Object.values(problems).some((names) => names.length > 0))
+      throw new CheckpointError(folder, `weights do not fit the config; ${listed(problems)}`, problems);
     for (const specs of groups) {
       yield makeParameters(specs, options, (tensors) => {
         const reads = specs.flatMap((spec, i) =>
@@ -129,11 +124,12 @@ function fillRandom(tensor: Tensor, shape: number[], init: ParameterSpec["init"]
 
 /** A frozen copy in new memory. */
 export function copyParameters(parameters: readonly Parameter[]): Parameter[] {
-  return parameters.map(({ name, parts, tensor }) => ({
-    name,
-    parts,
-    tensor: keep(noGrad(() => clone(tensor))),
-  }));
+  // in a scope, so that what is there is freed where memory ends half-way
+  const copies = scope(() =>
+    noGrad(() => parameters.map(({ name, parts, tensor }) => ({ name, parts, tensor: clone(tensor) }))),
+  );
+  for (const { tensor } of copies) keep(tensor);
+  return copies;
 }
 
 /** Files of a model folder that belong to the tokenizer and the processor. */
@@ -265,6 +261,16 @@ function same(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((n, i) => n === b[i]);
 }
 
-function list(kind: string, names: readonly string[]): string[] {
-  return names.length === 0 ? [] : [`${names.length} ${kind}: ${names.join(", ")}`];
+/** "2 missing: a, b; 30 unexpected: c, d, ...": of each kind the first ones, since a model of another family has hundreds. */
+export function listed(problems: Record<string, readonly string[]>): string {
+  return Object.entries(problems)
+    .filter(([, names]) => names.length > 0)
+    .map(
+      ([kind, names]) =>
+        `${names.length} ${kind}: ${names.slice(0, NAMED).join(", ")}${names.length > NAMED ? ", ..." : ""}`,
+    )
+    .join("; ");
 }
+
+/** Tensors of one kind that a message names; its details have all. */
+const NAMED = 16;

@@ -83,9 +83,7 @@ export class StepGraph implements Disposable {
 export function decodeRound(input: RoundInput): RoundOutput {
   const { model, cache, maxNewTokens: N, checkEvery, stepGraph } = input;
   using state = new RoundState(input);
-  const first = scope(() => repeatInterleave(input.promptLogits, cache.shape.group, 0));
-  state.record(first);
-  first.free();
+  scope(() => state.record(repeatInterleave(input.promptLogits, cache.shape.group, 0)));
   const advance = () =>
     scope(() => {
       state.plan.beginStep();
@@ -121,6 +119,7 @@ class RoundState implements Disposable {
   private readonly sampledLogprobs: Tensor; // [N, B]
   private readonly logprobs: Tensor; // [N, B]
   private readonly entropies: Tensor; // [N, B]
+  private readonly owned: Disposable[] = [];
 
   constructor({
     model,
@@ -138,21 +137,30 @@ class RoundState implements Disposable {
     const rows = Array.from({ length: B }, (_, b) => nextPositions[Math.floor(b / G)] as number);
     const isEos = new Uint8Array(promptLogits.size(1));
     for (const id of eosTokenIds) isEos[id] = 1;
-    const int = (size: number[]) => keep(zeros(size, { dtype: "int64", device }));
-    const float = (size: number[]) => keep(zeros(size, { dtype: "float32", device }));
+    const own = <T extends Disposable>(part: T): T => {
+      this.owned.push(part);
+      return part;
+    };
+    const int = (size: number[]) => own(keep(zeros(size, { dtype: "int64", device })));
+    const float = (size: number[]) => own(keep(zeros(size, { dtype: "float32", device })));
     this.sampler = sampler;
-    this.tokens = int([B]);
-    this.positions = keep(fromArray([...rows, ...rows, ...rows], [3, B], { dtype: "int64", device }));
-    this.slot = int([1]);
-    this.drawn = int([1]);
-    this.uniforms = keep(fromArray(uniforms, [N, B], { device }));
-    this.isEos = keep(fromArray(isEos, [isEos.length], { dtype: "bool", device }));
-    this.done = keep(zeros([B], { dtype: "bool", device }));
-    this.ids = int([N, B]);
-    this.sampledLogprobs = float([N, B]);
-    this.logprobs = float([N, B]);
-    this.entropies = float([N, B]);
-    this.plan = new DecodePlan(cache, { step: this.slot, dtype: model.dtype, staticShapes: device !== "cpu" });
+    try {
+      this.tokens = int([B]);
+      this.positions = own(keep(fromArray([...rows, ...rows, ...rows], [3, B], { dtype: "int64", device })));
+      this.slot = int([1]);
+      this.drawn = int([1]);
+      this.uniforms = own(keep(fromArray(uniforms, [N, B], { device })));
+      this.isEos = own(keep(fromArray(isEos, [isEos.length], { dtype: "bool", device })));
+      this.done = own(keep(zeros([B], { dtype: "bool", device })));
+      this.ids = int([N, B]);
+      this.sampledLogprobs = float([N, B]);
+      this.logprobs = float([N, B]);
+      this.entropies = float([N, B]);
+      this.plan = own(new DecodePlan(cache, { step: this.slot, dtype: model.dtype, staticShapes: device !== "cpu" }));
+    } catch (error) {
+      this[Symbol.dispose](); // out of memory half-way
+      throw error;
+    }
   }
 
   /** Draws a token per row from logits [B, V] and notes it in the next row of the outputs. */
@@ -185,9 +193,6 @@ class RoundState implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.plan[Symbol.dispose]();
-    const { tokens, positions, slot, drawn, uniforms, isEos, done, ids, sampledLogprobs, logprobs, entropies } = this;
-    const outputs = [ids, sampledLogprobs, logprobs, entropies];
-    for (const tensor of [tokens, positions, slot, drawn, uniforms, isEos, done, ...outputs]) tensor.free();
+    for (const part of this.owned.splice(0)) part[Symbol.dispose]();
   }
 }

@@ -32,18 +32,24 @@ export class KvCache implements Disposable {
     this.dtype = dtype;
     this.bytes = kvBytes(shape, dtype);
     // Zeroed: unused slots get probability 0, and 0 times whatever the memory held could be NaN.
-    const make = (size: number[]) => Array.from({ length: layers }, () => keep(zeros(size, { dtype, device })));
-    this.promptK = make([Q, HK, P, D]);
-    this.promptV = make([Q, HK, P, D]);
-    this.ownK = make([Q, HK, G, N, D]);
-    this.ownV = make([Q, HK, G, N, D]);
-    this.promptMask = keep(zeros([Q * HK, 1, P], { dtype: "float32", device }));
-    scope(() => {
-      const mask = reshape(this.promptMask, [Q, HK, P]);
+    const make = (size: number[]) => Array.from({ length: layers }, () => zeros(size, { dtype, device }));
+    // in a scope, so that what is there is freed where memory ends half-way
+    const made = scope(() => {
+      const promptMask = zeros([Q * HK, 1, P], { dtype: "float32", device });
+      const mask = reshape(promptMask, [Q, HK, P]);
       for (const [q, length] of promptLengths.entries()) {
         if (length < P) fill_(slice(select(mask, 0, q), 1, length, P), Number.NEGATIVE_INFINITY);
       }
+      const [promptK, promptV] = [make([Q, HK, P, D]), make([Q, HK, P, D])];
+      const [ownK, ownV] = [make([Q, HK, G, N, D]), make([Q, HK, G, N, D])];
+      return { promptK, promptV, ownK, ownV, promptMask };
     });
+    for (const tensor of Object.values(made).flat()) keep(tensor);
+    this.promptK = made.promptK;
+    this.promptV = made.promptV;
+    this.ownK = made.ownK;
+    this.ownV = made.ownV;
+    this.promptMask = made.promptMask;
   }
 
   /** Stores a prompt's keys and values, [length, HK, D] each, of one layer. */

@@ -44,7 +44,7 @@ const logsumexp = op("aten::logsumexp");
 const sampleTokens = op("grove::sample_tokens");
 
 export interface SamplingOptions {
-  /** Divides the logits; above 0. */
+  /** Divides the logits; above 0, from 1e-30 to 1e30. */
   temperature: number;
   /** Keeps the k likeliest tokens (all that tie with the k-th); 0 keeps all. */
   topK: number;
@@ -103,8 +103,11 @@ export class TokenSampler implements Disposable {
     stops: Iterable<number> = [],
   ) {
     const { temperature, topK, topP } = options;
-    if (!(temperature > 0 && Number.isFinite(temperature))) {
-      throw new ConfigError(`temperature must be above 0, got ${temperature}; use greedy for the likeliest token`);
+    // Logits are divided in float32: beyond these the quotients are infinite or the divisor is, and nothing could be drawn.
+    if (!(temperature >= 1e-30 && temperature <= 1e30)) {
+      throw new ConfigError(
+        `temperature must be above 0, got ${temperature}, and lie between 1e-30 and 1e30; use greedy for the likeliest token`,
+      );
     }
     if (!(Number.isInteger(topK) && topK >= 0)) throw new ConfigError(`topK must be an integer from 0 on, got ${topK}`);
     if (!(topP >= 0 && topP <= 1)) throw new ConfigError(`topP must lie between 0 and 1, got ${topP}`);

@@ -67,7 +67,11 @@ export class Sampler implements Disposable {
     const ends = model.config.eosTokenIds.length > 0 ? model.config.eosTokenIds : tokenizer.eosTokenIds;
     this.stops = options.config.ignoreEos === true ? [] : ends;
     const forbidden = forbiddenIds(model.config, tokenizer);
-    invariant(!this.stops.some((id) => forbidden.includes(id)), "a stop token may not be sampled");
+    const lost = this.stops.find((id) => forbidden.includes(id));
+    if (lost !== undefined)
+      throw new ConfigError(
+        `end token ${lost} can never be sampled: it stands for pictures or videos, or is none of the tokenizer's ${tokenizer.vocabSize} ids; look at eos_token_id in the model's generation_config.json or config.json, and whether the tokenizer is the model's`,
+      );
     this.engine = engineFor(options, { forbidden, stops: this.stops });
   }
 
@@ -158,9 +162,14 @@ export function forbiddenIds(config: SamplerModel["config"], tokenizer: TextDeco
 }
 
 /** A model whose logits are not numbers would go on sampling nonsense. */
-function checkNumbers({ logprobs }: Sampled, prompt: Prompt): void {
-  const position = logprobs.findIndex((p) => !Number.isFinite(p));
+function checkNumbers({ logprobs, sampledLogprobs }: Sampled, prompt: Prompt): void {
+  const position = logprobs.findIndex((p, i) => !Number.isFinite(p) || !Number.isFinite(sampledLogprobs[i]));
   if (position < 0) return;
   const details = { sampleId: prompt.sample.id, position };
-  throw new NumericsError("the log-probability of a sampled token", logprobs[position] as number, details);
+  const values = [logprobs[position], sampledLogprobs[position]] as number[];
+  throw new NumericsError(
+    "the log-probability of a sampled token",
+    values.find((p) => !Number.isFinite(p)) as number,
+    details,
+  );
 }

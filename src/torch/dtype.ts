@@ -52,10 +52,6 @@ export function itemSize(dtype: DType): number {
   return BYTES[dtype];
 }
 
-export function isFloating(dtype: DType): boolean {
-  return dtype === "float32" || dtype === "float64" || dtype === "bfloat16" || dtype === "float16";
-}
-
 /**
  * 0 CPU, 1 current CUDA device, 2 + k CUDA device k (native/tensor.h).
  * @throws NativeError for another string, AddonError for CUDA where there is none: libtorch's own words would not help anybody

@@ -1,5 +1,6 @@
 /** Host memory that worker threads can read and tensors of any device are copied into as bytes. */
 
+import { freemem } from "node:os";
 import { GroveError, invariant } from "../errors.ts";
 import { addon } from "./addon.ts";
 import { typedError } from "./native-error.ts";
@@ -66,6 +67,12 @@ export class HostMemory implements Disposable {
     this.#blocks = [];
     if (this.pinned) for (const block of blocks) addon.memoryRelease(block);
   }
+}
+
+/** What the host has free for this process: a container may be given less than the machine has. */
+export function freeHostBytes(): number {
+  const limit = process.constrainedMemory(); // 0, or more than there is, where there is none
+  return limit > 0 ? Math.max(0, Math.min(freemem(), limit - process.memoryUsage.rss())) : freemem();
 }
 
 function attempt(what: string, subject: Tensor | number, run: () => void): void {

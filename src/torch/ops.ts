@@ -1,5 +1,5 @@
 /**
- * The operators in use, by their PyTorch names: thin functions over dispatch.ts. Shapes, broadcasting and dtype promotion are
+ * Operators by their PyTorch names: thin functions over dispatch.ts. Shapes, broadcasting and dtype promotion are
  * PyTorch's; where a function here differs, its comment says so. Names ending in `_` write into their first argument and return it.
  * A test checks every schema against the loaded libtorch. To add one, write a line.
  */

@@ -11,6 +11,7 @@ import type { BestRule } from "../config/best-checkpoints.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import { tensorBytes } from "../model/safetensors.ts";
+import { freeHostBytes } from "../torch/host-memory.ts";
 import { patiently } from "../torch/progress.ts";
 import { scope } from "../torch/scope.ts";
 import type { Metrics } from "../types.ts";
@@ -18,7 +19,7 @@ import type { CheckpointFile } from "./checkpoint.ts";
 import { type CheckpointToWrite, type FileToWrite, writeCheckpoint, writePart } from "./checkpoint-folder.ts";
 import { announceFailure, announcePart, collectParts } from "./checkpoint-parts.ts";
 import { CheckpointThread } from "./checkpoint-thread.ts";
-import { freeHostBytes, Snapshot } from "./snapshot.ts";
+import { Snapshot } from "./snapshot.ts";
 
 /** How long the other ranks may take to write their parts where a run ends with an error, which may be that one of them is gone. */
 const CLOSING_MS = 5000;

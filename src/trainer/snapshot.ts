@@ -3,13 +3,12 @@
  * own, behind what was enqueued before and beside what comes after.
  */
 
-import os from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { NativeError } from "../errors.ts";
 import { log } from "../log.ts";
 import { byteLength } from "../model/safetensors.ts";
 import { Event, Stream, synchronize, waitEvent } from "../torch/cuda.ts";
-import { HostMemory } from "../torch/host-memory.ts";
+import { freeHostBytes, HostMemory } from "../torch/host-memory.ts";
 import { contiguous } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
@@ -143,12 +142,6 @@ function stagedFiles(files: readonly CheckpointFile[], memory: HostMemory): File
     for (const { dtype, shape } of file.tensors) end += byteLength(dtype, shape);
     return { name, parts: [file.head, ...memory.ranges(begin, end)] };
   });
-}
-
-/** What the host has free for this process: a container may be given less than the machine has. */
-export function freeHostBytes(): number {
-  const limit = process.constrainedMemory(); // 0, or more than there is, where there is none
-  return limit > 0 ? Math.min(os.freemem(), limit - process.memoryUsage.rss()) : os.freemem();
 }
 
 function gib(bytes: number): string {

@@ -158,6 +158,8 @@ test.each([
   [["rewards.0.timeoutS=1e9"], "rewards.0.timeoutS: expected number to be <=2000000"],
   [["eval.topP=0"], "eval.topP: 0 leaves no token"],
   [["optimizer.beta2=1"], "optimizer.beta2: expected number to be <1"],
+  [["rollout.temperature=1e-46"], "rollout.temperature: 1e-46 is no number that logits can be divided by"],
+  [["eval.temperature=1e39"], "eval.temperature: 1e+39 is no number"],
   [["trainer.evalEvery=5"], "trainer.evalEvery: evaluation during training needs data.eval"],
   [["tinyModel.heads=3"], "tinyModel.hiddenSize: must be a multiple of heads"],
   [["rendered.sftVideos=99999"], "rendered.sftVideos: 99999 is more than"],

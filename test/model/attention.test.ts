@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 import { PackedPlan, PrefillPlan, type Segments } from "../../src/model/attention.ts";
 import { backward, enableGrad } from "../../src/torch/autograd.ts";
-import { cast, detach, randn, slice } from "../../src/torch/ops.ts";
+import { cast, detach, randn, slice, zeros } from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import type { DType, Tensor } from "../../src/torch/tensor.ts";
@@ -77,5 +77,16 @@ test("rows that do not fit the plan are refused", () => {
     using plan = new PackedPlan({ promptLengths: [3], completionLengths: [[2]] });
     const x = randn([4, 2, 8]);
     expect(() => plan.attend(0, x, x, x)).toThrow("expected q [5, heads, headDim] for this pack, got [4, 2, 8]");
+  });
+});
+
+test("heads that cannot be grouped are refused", () => {
+  scope(() => {
+    using plan = new PackedPlan({ promptLengths: [4], completionLengths: [[]] }, "fused");
+    const x = zeros([4, 2, 8]);
+    for (const heads of [0, 3]) {
+      const k = zeros([4, heads, 8]);
+      expect(() => plan.attend(0, x, k, k)).toThrow("heads be a multiple of kv heads");
+    }
   });
 });

@@ -4,6 +4,7 @@ import { expect, test } from "vitest";
 import { entropyGradient } from "../../src/model/entropy-gradient.ts";
 import { ChunkedLogprobs } from "../../src/model/lm-head.ts";
 import { backward, enableGrad } from "../../src/torch/autograd.ts";
+import { opN } from "../../src/torch/dispatch.ts";
 import {
   cast,
   detach,
@@ -24,6 +25,8 @@ import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
 import { relativeError } from "./support.ts";
+
+const tokenLogprobs = opN("grove::token_logprobs");
 
 test.each([1, 4, 7, 100])("chunks of %s rows", (chunkRows) => {
   scope(() => {
@@ -108,6 +111,31 @@ test.each([5, 14, 1000])("the entropy's gradient in slices of %s logits of [5, 7
     const flat = detach(logits);
     const found = entropyGradient(flat, unsqueeze(logsumexp(flat, 1), 1), detach(entropy), dEntropy, sliceLogits);
     expect(relativeError(found.toNumbers(), (logits.grad as Tensor).toNumbers())).toBeLessThan(1e-13);
+  });
+});
+
+test("a logit of minus infinity counts for nothing, in the entropy and in its gradient", () => {
+  scope(() => {
+    const none = Number.NEGATIVE_INFINITY;
+    for (const dtype of ["float32", "float64"] as const) {
+      const logits = fromArray([0.5, none, 2, -1, none], [1, 5], { dtype });
+      const others = fromArray([0.5, 2, -1], [1, 3], { dtype });
+      const [logprob, entropy] = tokenLogprobs(logits, fromArray([2], [1], { dtype: "int64" }));
+      const [otherLogprob, otherEntropy] = tokenLogprobs(others, fromArray([1], [1], { dtype: "int64" }));
+      expect(logprob?.item()).toBeCloseTo(otherLogprob?.item() as number, 6);
+      expect(entropy?.item()).toBeCloseTo(otherEntropy?.item() as number, 6);
+      const gradientOf = (x: Tensor, ofEntropy: Tensor) =>
+        entropyGradient(
+          x,
+          unsqueeze(logsumexp(x, 1), 1),
+          unsqueeze(ofEntropy, 1),
+          fromArray([1], [1, 1], { dtype }),
+        ).toNumbers();
+      const [a, , b, c] = gradientOf(logits, entropy as Tensor);
+      const expected = gradientOf(others, otherEntropy as Tensor);
+      expect([a, b, c]).toEqual(expected.map((x) => expect.closeTo(x, 6)));
+      expect(gradientOf(logits, entropy as Tensor).filter((x) => x === 0)).toHaveLength(2);
+    }
   });
 });
 

@@ -9,7 +9,7 @@ import { CheckpointError } from "../../src/errors.ts";
 import { packGroups } from "../../src/model/packed.ts";
 import { adapterContent, loadAdapter } from "../../src/model/peft.ts";
 import { Qwen2VL } from "../../src/model/qwen2vl/model.ts";
-import { SafetensorsFile } from "../../src/model/safetensors.ts";
+import { SafetensorsFile, writeSafetensors } from "../../src/model/safetensors.ts";
 import { saveFolder } from "../../src/model/weights.ts";
 import { liveTensors, scope } from "../../src/torch/scope.ts";
 import { FIXTURES, Goldens, relativeError } from "./support.ts";
@@ -101,7 +101,15 @@ test("an adapter that would compute something else is refused, with what is wron
   expect(altered("dora", { use_dora: true })).toThrow(/has use_dora true, which is not supported/);
   expect(altered("bias", { bias: "all" })).toThrow(/has bias "all"/);
   expect(altered("pattern", { rank_pattern: { q_proj: 9 } })).toThrow(/has rank_pattern/);
+  for (const init of ["pissa_niter_4", "olora", "loftq"])
+    expect(altered(init, { init_lora_weights: init })).toThrow(
+      `has init_lora_weights "${init}", which is not supported`,
+    );
+  for (const init of [false, "gaussian"]) expect(altered(`init-${init}`, { init_lora_weights: init })).not.toThrow();
   expect(altered("ia3", { peft_type: "IA3" })).toThrow(/has peft_type IA3; expected LORA/);
   expect(altered("rank", { r: 5 })).toThrow(/does not fit the model; 8 misshapen: .*expected \[5, 32\], got \[4, 32\]/);
   expect(() => loadAdapter(FIXTURES, model.config, FLOAT32)).toThrow(CheckpointError);
+  const empty = altered("empty", {});
+  writeSafetensors(join(scratch, "empty", "adapter_model.safetensors"), []);
+  expect(empty).toThrow(/adapter_model\.safetensors: holds no tensors/);
 });

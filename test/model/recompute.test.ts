@@ -6,6 +6,8 @@ import { releasedConfig } from "../../src/model/qwen2vl/released.ts";
 import { textLayerCost, visionBlockCost } from "../../src/model/recompute.ts";
 import type { Recompute } from "../../src/model/tape.ts";
 import { normal } from "../../src/random.ts";
+import { op, opN } from "../../src/torch/dispatch.ts";
+import { ones, zeros } from "../../src/torch/ops.ts";
 import { liveTensors, scope } from "../../src/torch/scope.ts";
 import { fromArray } from "../../src/torch/tensor.ts";
 import { gradientsOf, randomGroup, shakenModel, tinyConfig } from "./support.ts";
@@ -109,4 +111,21 @@ test("Qwen2-VL-7B in bfloat16: bytes kept and FLOPs done again, as the table say
   expect(text("mlp").flops / text("layer").flops).toBeCloseTo(0.583, 3);
   expect(vision("mlp").flops / vision("layer").flops).toBeCloseTo(1 / 3, 10);
   expect([text("norms").flops, vision("norms").flops]).toEqual([0, 0]);
+});
+
+test("a norm's weight of another width is refused, not read beyond its end", () => {
+  const eps = 1e-6;
+  scope(() => {
+    const x = ones([4, 64]);
+    const narrow = ones([1]);
+    const [gateUp, down] = [zeros([2, 64]), zeros([64, 1])];
+    const message = /expected weight \[64\], got \[1\]/;
+    expect(() => opN("grove::norm_linear")(x, narrow, null, eps, gateUp, null, true)).toThrow(message);
+    expect(() => op("grove::swiglu_mlp")(x, narrow, eps, gateUp, down)).toThrow(message);
+    expect(() => op("grove::rms_norm")(x, narrow, eps)).toThrow(message);
+    const bias = zeros([2]);
+    expect(() => op("grove::quick_gelu_mlp")(x, narrow, narrow, eps, gateUp, bias, zeros([64, 2]), bias)).toThrow(
+      message,
+    );
+  });
 });

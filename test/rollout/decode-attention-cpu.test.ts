@@ -2,7 +2,7 @@
 
 import { expect, test } from "vitest";
 import { op } from "../../src/torch/dispatch.ts";
-import { clone, cos, indexSelect, randn, sin } from "../../src/torch/ops.ts";
+import { clone, cos, indexSelect, randn, sin, zeros } from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
@@ -140,11 +140,34 @@ test("completions may lie in other slots than their rows", () => {
   });
 });
 
-test("refuses a row without room and a prompt that is not there", () => {
+// bfloat16 goes by the composition, on the CPU too
+test.each(["float32", "bfloat16"] as const)("refuses rows, slots and prompts that are not there: %s", (dtype) => {
+  scope(() => {
+    const x = inputs(shapes[0]!, dtype);
+    const int = (value: number, sizes = [1]) => fromArray([value], sizes, { dtype: "int32" });
+    const tried = (more: Partial<typeof x>, slots: Tensor | null = null) => {
+      return () => run("grove::decode_attention", { ...x, ...more }, slots);
+    };
+    expect(tried({ ownLength: int(1) })).toThrow(/own_length must be below 1/);
+    expect(tried({ ownLength: int(-1) })).toThrow(/own_length must be below 1/);
+    expect(tried({ promptLength: int(2) })).toThrow(/prompt 0 \+ 2 of 1 tokens/);
+    expect(tried({ rows: int(5e7, [1, 1]) })).toThrow(/row 50000000 of 1/);
+    expect(tried({}, int(5e7))).toThrow(/row 0 in slot 50000000 of 1/);
+    expect(tried({ rows: int(-1, [1, 1]), promptLength: int(9) })).not.toThrow(); // nobody looks there
+  });
+});
+
+test("refuses heads that cannot be grouped or turned", () => {
   scope(() => {
     const x = inputs(shapes[0]!, "float32");
-    const int = (value: number) => fromArray([value], [1], { dtype: "int32" });
-    expect(() => run("grove::decode_attention", { ...x, ownLength: int(1) })).toThrow(/own_length must be below 1/);
-    expect(() => run("grove::decode_attention", { ...x, promptLength: int(2) })).toThrow(/prompt 0 \+ 2 of 1 tokens/);
+    const none = {
+      ownK: zeros([1, 1, 0, 2]),
+      ownV: zeros([1, 1, 0, 2]),
+      promptK: zeros([1, 0, 2]),
+      promptV: zeros([1, 0, 2]),
+    };
+    expect(() => run("grove::decode_attention", { ...x, ...none })).toThrow(/do not fit 0 key\/value heads/);
+    const odd = inputs({ ...shapes[0]!, headDim: 3 }, "float32");
+    expect(() => run("grove::decode_attention", odd)).toThrow(/heads of an even size, got 3/);
   });
 });

@@ -211,9 +211,17 @@ test("half-precision logits are widened first", () => {
   expect(ids).toEqual([2]);
 });
 
+test.each([1e-30, 1e30])("temperature %d leaves numbers", (temperature) => {
+  const { ids, sampledLogprobs } = drawMany([-80, 90, 5], [0.1, 0.5, 0.9], { ...plain, temperature }, [0]);
+  expect(ids).toEqual(temperature < 1 ? [1, 1, 1] : [1, 2, 2]);
+  for (const p of sampledLogprobs) expect(p).toBeCloseTo(temperature < 1 ? 0 : -Math.log(2), 6);
+});
+
 test.each([
   [{ temperature: 0, topK: 0, topP: 1 }, /temperature must be above 0, got 0/],
   [{ temperature: Number.NaN, topK: 0, topP: 1 }, /temperature/],
+  [{ temperature: 1e-46, topK: 0, topP: 1 }, /temperature must be above 0, got 1e-46/], // 0 in float32
+  [{ temperature: 1e39, topK: 0, topP: 1 }, /temperature/], // infinite in float32
   [{ temperature: 1, topK: -1, topP: 1 }, /topK/],
   [{ temperature: 1, topK: 1.5, topP: 1 }, /topK/],
   [{ temperature: 1, topK: 0, topP: 1.1 }, /topP/],

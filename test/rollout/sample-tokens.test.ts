@@ -4,7 +4,7 @@ import { expect, test } from "vitest";
 import { DTypeError, ShapeError } from "../../src/errors.ts";
 import { type SamplingOptions, TokenSampler } from "../../src/rollout/sample-token.ts";
 import { opN } from "../../src/torch/dispatch.ts";
-import { logSoftmax } from "../../src/torch/ops.ts";
+import { logSoftmax, zeros } from "../../src/torch/ops.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
 import {
@@ -166,6 +166,7 @@ test("refuses sizes, dtypes and rows that do not fit", () => {
     expect(draw([0], [2])).toThrow(/for slot 2 of 2/);
     expect(draw([0, 1], [0])).toThrow(ShapeError);
     expect(draw([0], [0], { ...state, tokens: state.limit })).toThrow(DTypeError);
+    expect(() => sampler.advance(zeros([1, 0]), int32([0]), int32([0]), state)).toThrow(/expected logits \[R, V\]/);
     expect(() => sampler.advance(certain(2, 99), int32([0]), int32([0]), state)).toThrow(
       /expected forbidden \[4\], got \[1\]/,
     );

@@ -1,8 +1,7 @@
 import { afterAll, describe, expect, test } from "vitest";
-import { NumericsError } from "../../src/errors.ts";
+import { ConfigError, NumericsError } from "../../src/errors.ts";
 import { packGroups } from "../../src/model/packed.ts";
 import { drawUniforms } from "../../src/rollout/draws.ts";
-import { generate } from "../../src/rollout/generate.ts";
 import { forbiddenIds, type RolloutOptions, Sampler } from "../../src/rollout/sampler.ts";
 import { fill_ } from "../../src/torch/ops.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
@@ -80,7 +79,10 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
 
   test("greedy equals the argmax of full passes, token by token", () => {
     const few = prompts.slice(0, 4);
-    const completions = generate(samplerOf(), few, { ...base, maxNewTokens: 6, greedy: true });
+    const options = { ...base, groupSize: 1, maxNewTokens: 6, greedy: true };
+    const completions = samplerOf()
+      .rolloutGroups(few, options)
+      .map((group) => group.completions[0]);
     for (const [i, prompt] of few.entries()) {
       const { ids, margin } = greedyReference(model, prompt, 6);
       expect(margin).toBeGreaterThan(1e-4);
@@ -257,6 +259,21 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
     expect(liveTensors()).toEqual(before);
     broken[Symbol.dispose]();
   });
+});
+
+test("an end token that is never sampled, and an id that the model has not, are the configuration's faults", () => {
+  const config = { maxConcurrent: 8 };
+  const tokenizer = { ...decoder, vocabSize: 95 };
+  expect(() => new Sampler({ model, tokenizer, config })).toThrow(ConfigError);
+  expect(() => new Sampler({ model, tokenizer, config })).toThrow(/end token 95 can never be sampled/);
+  using sampler = new Sampler({ model, tokenizer: decoder, config });
+  for (const id of [96, -1]) {
+    const foreign = { ...tinyPrompt("a", 3), inputIds: Int32Array.of(1, id, 2) };
+    expect(() => sampler.rolloutGroups([foreign], base)).toThrow(ConfigError);
+    expect(() => sampler.rolloutGroups([foreign], base)).toThrow(
+      `token id ${id} is not in the model's vocabulary of 96`,
+    );
+  }
 });
 
 test("ids beyond the tokenizer's vocabulary, and the vision pad, are forbidden", () => {

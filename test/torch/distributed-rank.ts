@@ -104,6 +104,26 @@ const cases: Record<string, () => unknown | Promise<unknown>> = {
     group.allReduce(tensor([1])).wait();
     return "unreachable";
   },
+  misuse: () => {
+    using group = join();
+    const refused = [
+      () => group.broadcast(tensor([1]), world),
+      () => group.broadcast(tensor([1]), -1),
+      () => group.allReduce(tensor([1], "bool")),
+      () => group.reduceScatter(tensor(values(world), "float16")),
+    ];
+    const messages = refused.map((start) => {
+      try {
+        start().wait();
+        return "unreachable";
+      } catch (error) {
+        return (error as Error).message;
+      }
+    });
+    const sum = tensor([1]);
+    group.allReduce(sum).wait(); // nobody has lost step
+    return { messages, sum: done(sum) };
+  },
   uneven: () => {
     using group = join();
     group.reduceScatter(tensor(values(2 * world + 1)));

@@ -7,6 +7,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { CheckpointError } from "../../errors.ts";
+import { parseObject } from "../json.ts";
 
 export interface Qwen2VLConfig {
   text: {
@@ -73,6 +74,9 @@ export function parseConfig(root: Json, generation: Json | null = null, path = "
     throw new CheckpointError(path, problem);
   };
   if (root.model_type !== "qwen2_vl") fail(`expected model_type "qwen2_vl", got ${JSON.stringify(root.model_type)}`);
+  const quantization = root.quantization_config as { quant_method?: string } | null | undefined;
+  if (quantization)
+    fail(`quantized weights (${quantization.quant_method}) are not supported: use the model that they were made of`);
   const text = { ...root, ...((root.text_config as Json | undefined) ?? {}) };
   const vision = (root.vision_config as Json | undefined) ?? fail("has no vision_config");
   const number = (from: Json, ...keys: (string | number)[]): number => {
@@ -97,6 +101,8 @@ export function parseConfig(root: Json, generation: Json | null = null, path = "
   if (!Array.isArray(section) || section.length !== 3)
     fail(`expected mrope_section of three numbers, got ${JSON.stringify(section)}`);
   const eos = generation?.eos_token_id ?? root.eos_token_id ?? text.eos_token_id ?? [];
+  const eosTokenIds = (Array.isArray(eos) ? eos : [eos]) as number[];
+  if (!eosTokenIds.every(Number.isInteger)) fail(`expected ids for eos_token_id, got ${JSON.stringify(eos)}`);
   const optionalId = (key: string): number | null =>
     (generation?.[key] ?? root[key] ?? text[key] ?? null) as number | null;
   const config: Qwen2VLConfig = {
@@ -127,7 +133,7 @@ export function parseConfig(root: Json, generation: Json | null = null, path = "
     visionStartTokenId: number(root, "vision_start_token_id", 151652),
     visionEndTokenId: number(root, "vision_end_token_id", 151653),
     bosTokenId: optionalId("bos_token_id"),
-    eosTokenIds: (Array.isArray(eos) ? eos : [eos]) as number[],
+    eosTokenIds,
     padTokenId: optionalId("pad_token_id"),
     // 5.x keeps it at the top, older nested files inside text_config
     tieWordEmbeddings:
@@ -208,6 +214,18 @@ export type Json = Record<string, unknown>;
 
 function checkShapes(config: Qwen2VLConfig, fail: (problem: string) => never): void {
   const { text, vision } = config;
+  const sizes = {
+    ...{ vocab_size: text.vocabSize, hidden_size: text.hiddenSize, intermediate_size: text.intermediateSize },
+    ...{ num_hidden_layers: text.numLayers, num_attention_heads: text.numHeads, num_key_value_heads: text.numKvHeads },
+    ...{ depth: vision.depth, embed_dim: vision.embedDim, num_heads: vision.numHeads, mlp_ratio: vision.mlpRatio },
+    ...{ in_channels: vision.inChannels, patch_size: vision.patchSize, temporal_patch_size: vision.temporalPatchSize },
+    spatial_merge_size: vision.spatialMergeSize,
+  };
+  for (const [key, size] of Object.entries(sizes)) {
+    if (!Number.isInteger(size) || size < 1) fail(`expected a whole number above 0 for ${key}, got ${size}`);
+  }
+  if (!text.mropeSection.every((count) => Number.isInteger(count) && count >= 0))
+    fail(`expected mrope_section of three numbers, got ${JSON.stringify(text.mropeSection)}`);
   const dim = headDim(config);
   const sum = text.mropeSection.reduce((a, b) => a + b, 0);
   if (text.hiddenSize % text.numHeads !== 0)
@@ -223,9 +241,5 @@ function checkShapes(config: Qwen2VLConfig, fail: (problem: string) => never): v
 }
 
 function readJson(path: string): Json {
-  try {
-    return JSON.parse(readFileSync(path, "utf8")) as Json;
-  } catch (error) {
-    throw new CheckpointError(path, "is not valid JSON", {}, error);
-  }
+  return parseObject(path, readFileSync(path, "utf8"));
 }

@@ -70,7 +70,7 @@ export class Qwen2VL implements Disposable {
 
   /**
    * Reads a Hugging Face folder (config.json, model.safetensors or its shards), in either of the two layouts.
-   * @throws CheckpointError naming every missing, unexpected and misshapen tensor.
+   * @throws CheckpointError for missing, unexpected and misshapen tensors
    */
   static load(folder: string, options: ModelOptions): Qwen2VL {
     const config = readConfig(folder);

@@ -5,7 +5,7 @@
  * Shapes: T rows, X hidden size, H query heads, K key-value heads, D head size, I intermediate size.
  */
 
-import { ShapeError } from "../../errors.ts";
+import { ConfigError, ShapeError } from "../../errors.ts";
 import { op, opN } from "../../torch/dispatch.ts";
 import { indexCopy_, reshape } from "../../torch/ops.ts";
 import { fromArray, type Tensor } from "../../torch/tensor.ts";
@@ -94,7 +94,8 @@ export function textLayers(
 /**
  * Token embeddings [T, X] with media features in the rows of their placeholders: image features fill the image placeholders in order,
  * then video features the video placeholders, over all of `ids`. Ids that are on the device already (int64) are text only.
- * @throws ShapeError when there are not as many features as placeholders.
+ * @throws ShapeError when there are not as many features as placeholders; ConfigError for an id that the model does not have, which a CUDA device would
+ * answer by failing for good
  */
 export function embedTokens(
   ids: Int32Array | Tensor,
@@ -105,8 +106,8 @@ export function embedTokens(
   const replaced = [config.imageTokenId, config.videoTokenId]; // get no gradient
   if (!(ids instanceof Int32Array)) return embedding(weights.embedding, ids, replaced);
   const device = weights.embedding.device;
-  const out = embedding(weights.embedding, fromArray(ids, [ids.length], { dtype: "int64", device }), replaced);
   const rows = placeholderRows(ids, config);
+  const out = embedding(weights.embedding, fromArray(ids, [ids.length], { dtype: "int64", device }), replaced);
   if (rows.length !== (features?.size(0) ?? 0)) {
     throw new ShapeError(
       "embed",
@@ -120,9 +121,14 @@ export function embedTokens(
 }
 
 function placeholderRows(ids: Int32Array, config: Qwen2VLConfig): Int32Array {
+  const { vocabSize } = config.text;
   const images: number[] = [];
   const videos: number[] = [];
   ids.forEach((id, row) => {
+    if (id < 0 || id >= vocabSize)
+      throw new ConfigError(
+        `token id ${id} is not in the model's vocabulary of ${vocabSize}: is the tokenizer another model's?`,
+      );
     if (id === config.imageTokenId) images.push(row);
     else if (id === config.videoTokenId) videos.push(row);
   });

@@ -53,6 +53,8 @@ const released: Json = {
   vocab_size: 152064,
 };
 
+const vision = released.vision_config as Json;
+
 test("the released flat layout", () => {
   const config = parseConfig(released, { eos_token_id: [151645, 151643], pad_token_id: 151643 });
   expect(config.text).toEqual({
@@ -95,6 +97,16 @@ test.each([
   ["heads that do not divide", { num_key_value_heads: 3 }, "not a multiple of 3 key-value heads"],
   ["another activation", { hidden_act: "gelu" }, 'hidden_act "gelu" is not supported'],
   ["no vision tower", { vision_config: undefined }, "has no vision_config"],
+  [
+    "quantized weights",
+    { quantization_config: { quant_method: "awq", bits: 4 } },
+    "quantized weights (awq) are not supported",
+  ],
+  ["no layers", { num_hidden_layers: 0 }, "expected a whole number above 0 for num_hidden_layers, got 0"],
+  ["half a layer", { num_hidden_layers: 2.5 }, "whole number above 0 for num_hidden_layers, got 2.5"],
+  ["no patches to merge", { vision_config: { ...vision, spatial_merge_size: 0 } }, "spatial_merge_size, got 0"],
+  ["sections below 0", { rope_scaling: { type: "mrope", mrope_section: [-16, 40, 40] } }, "expected mrope_section"],
+  ["end tokens by name", { eos_token_id: "<|im_end|>" }, 'expected ids for eos_token_id, got "<|im_end|>"'],
 ])("refuses %s", (_what, change, message) => {
   expect(() => parseConfig({ ...released, ...change })).toThrow(message);
 });

@@ -115,6 +115,21 @@ test("missing, unexpected and misshapen tensors are listed together", () => {
   expect(message).toContain("1 misshapen: model.layers.0.self_attn.k_proj.weight: expected [16, 32], got [32, 16]");
 });
 
+test("of weights of another family the first names are told, all of them in the details", () => {
+  const folder = editedFixture("foreign", (name) => ({ name: `decoder.${name}` }));
+  let error: unknown;
+  try {
+    Qwen2VL.load(folder, CPU);
+  } catch (caught) {
+    error = caught;
+  }
+  const { message, details } = error as CheckpointError;
+  const [missing, unexpected] = [details.missing, details.unexpected] as [string[], string[]];
+  expect(missing.length).toBeGreaterThan(50);
+  expect(message).toContain(`${missing.length} missing: ${missing.slice(0, 16).join(", ")}, ...; `);
+  expect(message).toMatch(new RegExp(`${unexpected.length} unexpected: decoder\\..*, \\.\\.\\.$`));
+});
+
 test("rotary frequencies of old writers are passed over; a tensor under both names is surplus", () => {
   const same = (name: string) => ({ name });
   const old = editedFixture("inv-freq", same, [
