@@ -96,6 +96,19 @@ test("--max-restarts: a job whose ranks are killed goes on from its newest check
     expect(deterministic(lines[i] as Record<string, number>)["grad/norm"]).toBe(line["grad/norm"]);
 });
 
+test("--max-restarts with one process: one rank under its launcher, started again when it is killed", async () => {
+  const running = job("single", 12, ["--max-restarts", "1"]);
+  await untilStep(running, 2);
+  const pids = rankPids(running.child);
+  expect([...pids.keys()]).toEqual([0]);
+  process.kill(pids.get(0) as number, "SIGKILL");
+  const { status, stdout, stderr } = await running.ended;
+  expect(stderr).toMatch(/"restart":1.*rank 0 was ended by SIGKILL in step \d+/);
+  expect(status).toBe(0);
+  expect(stdout).toBe(`12 steps made; the trained model is in ${running.runDir}/final\n`);
+  expect(linesOf(running.runDir).map(({ step }) => step)).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
+});
+
 test("a rank that hangs ends the job when its time is up, and is named", async () => {
   const running = job("hanging", 500, ["--nproc", "2", "--set", "distributed.timeoutS=3"]);
   await untilStep(running, 1);
