@@ -35,7 +35,7 @@ const FILES = { config: "config.yaml", metrics: "metrics.jsonl", completions: "c
 
 /** What a run leaves in its folder and a run that overwrites it removes; the log is kept. */
 const OWN_ENTRY =
-  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|\.?best(\.tmp)?|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+(-rank-\d+)?\.json|\.?checkpoint-\d+.*|\.part-\d+.*)$/;
+  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|\.final\..*|\.?best(\.tmp)?|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+(-rank-\d+)?\.json|checkpoint-\d+|\.checkpoint-\d+\..*|\.\.?part-\d+.*)$/;
 
 /** Where the ranks of a job leave their logs. */
 export const RANKS_FOLDER = "ranks";

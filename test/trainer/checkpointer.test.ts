@@ -172,6 +172,14 @@ test("where rank 0 has no room for a snapshot the others hand their parts over b
   }
 });
 
+test("what killed ranks have left of their parts goes with a later checkpoint, also where a run goes on with fewer ranks", async () => {
+  const { checkpoints, runDir } = checkpointer("fewer");
+  for (const left of [".part-4-3", "..part-5-3.tmp", "..part-6-1.tmp"]) mkdirSync(path.join(runDir, left));
+  await checkpoints.save(5, files());
+  await checkpoints.saved();
+  expect(hidden(runDir)).toEqual(["..part-6-1.tmp"]); // a rank may be at it
+});
+
 test("a rank whose rank 0 has gone fails with an error, in the background too", async () => {
   const ranks = secondRank(() => {
     throw new Error("the store has gone");

@@ -62,13 +62,16 @@ test("a folder that holds a run is refused, and emptied of the run alone with ov
   const first = new RunFolder(config);
   first.writeMetrics(1, { loss: 1 });
   first[Symbol.dispose]();
-  mkdirSync(file("checkpoint-1"));
+  const halfWritten = [".checkpoint-2.tmp", ".part-2-1", "..part-2-1.tmp", ".final.tmp"];
+  for (const folder of ["checkpoint-1", ...halfWritten]) mkdirSync(file(folder));
   writeFileSync(file("notes.txt"), "mine");
+  mkdirSync(file("checkpoint-1-good")); // a copy that somebody has put aside
   expect(() => new RunFolder(config)).toThrow(ConfigError);
   new RunFolder(config, { overwrite: true })[Symbol.dispose]();
   expect(readMetrics(file("metrics.jsonl"))).toEqual([]);
-  expect(existsSync(file("checkpoint-1"))).toBe(false);
+  expect(["checkpoint-1", ...halfWritten].filter((folder) => existsSync(file(folder)))).toEqual([]);
   expect(readFileSync(file("notes.txt"), "utf8")).toBe("mine");
+  expect(existsSync(file("checkpoint-1-good"))).toBe(true);
 });
 
 test("a dump keeps what JSON cannot say", () => {
