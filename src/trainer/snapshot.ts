@@ -30,7 +30,7 @@ export class Snapshot implements Disposable {
   #sources: Tensor[] = []; // what a device is still copying from
 
   /** @param freeBytes what the host has free */
-  constructor(freeBytes: () => number = freeHostBytes) {
+  constructor(freeBytes: () => number = () => freeHostBytes()) {
     this.#freeBytes = freeBytes;
   }
 
@@ -145,10 +145,15 @@ function stagedFiles(files: readonly CheckpointFile[], memory: HostMemory): File
   });
 }
 
-/** What the host has free for this process: a container may be given less than the machine has. */
-export function freeHostBytes(): number {
+/**
+ * What the host has free for each of so many processes that are alike, as the ranks of a machine are: a container may be given less than the machine
+ * has, and all of them live in it.
+ */
+export function freeHostBytes(processes = 1): number {
   const limit = process.constrainedMemory(); // 0, or more than there is, where there is none
-  return limit > 0 ? Math.min(os.freemem(), limit - process.memoryUsage.rss()) : os.freemem();
+  const taken = processes * process.memoryUsage.rss();
+  const free = limit > 0 ? Math.min(os.freemem(), limit - taken) : os.freemem();
+  return Math.max(0, free) / processes;
 }
 
 function gib(bytes: number): string {

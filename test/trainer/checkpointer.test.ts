@@ -1,9 +1,9 @@
 /** Checkpoints written beside training: the same bytes as those written in place, of the step they name, whole or not there. */
 
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import os, { tmpdir } from "node:os";
 import path from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { Ranks } from "../../src/distributed/ranks.ts";
 import { CheckpointError } from "../../src/errors.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
@@ -14,7 +14,7 @@ import { type CheckpointFile, tensorFile } from "../../src/trainer/checkpoint.ts
 import { latestCheckpoint } from "../../src/trainer/checkpoint-folder.ts";
 import { Checkpointer } from "../../src/trainer/checkpointer.ts";
 import { filesBelow } from "../../src/trainer/files.ts";
-import { Snapshot } from "../../src/trainer/snapshot.ts";
+import { freeHostBytes, Snapshot } from "../../src/trainer/snapshot.ts";
 
 let folder: string;
 let tensors: Tensor[];
@@ -33,6 +33,7 @@ beforeEach(() => {
   );
 });
 afterEach(async () => {
+  vi.restoreAllMocks();
   for (const checkpoints of open.splice(0)) await checkpoints.close();
   for (const tensor of tensors) tensor.free();
   rmSync(folder, { recursive: true });
@@ -187,6 +188,16 @@ test("a rank whose rank 0 has gone fails with an error, in the background too", 
   const { checkpoints } = checkpointer("lost", undefined, ranks);
   await checkpoints.save(5, files());
   await expect(checkpoints.saved()).rejects.toThrow("the store has gone");
+});
+
+test("in a container ranks share what its limit leaves beside all of them, not beside one", () => {
+  const GIB = 2 ** 30;
+  vi.spyOn(os, "freemem").mockReturnValue(1000 * GIB); // the machine's
+  vi.spyOn(process.memoryUsage, "rss").mockReturnValue(10 * GIB);
+  const limit = vi.spyOn(process, "constrainedMemory").mockReturnValue(100 * GIB);
+  expect([1, 4, 10].map((ranks) => freeHostBytes(ranks) / GIB)).toEqual([90, 15, 0]);
+  limit.mockReturnValue(0); // no container
+  expect([1, 4].map((ranks) => freeHostBytes(ranks) / GIB)).toEqual([1000, 250]);
 });
 
 test("the ranks of a machine share what it has free for snapshots", async () => {
