@@ -16,10 +16,12 @@ import {
   closeSync,
   existsSync,
   fsyncSync,
+  ftruncateSync,
   mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
+  readSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
@@ -177,9 +179,44 @@ function nonFiniteAsText(_key: string, value: unknown): unknown {
   return typeof value === "number" && !Number.isFinite(value) ? String(value) : value;
 }
 
+/** Cuts a file of lines, which begin with their step and are in its order: before the first that is of a later step, torn or damaged. */
 function cutAfterStep(file: string, lastStep: number): void {
-  const kept = wholeLines(file).filter((line) => (JSON.parse(line) as { step: number }).step <= lastStep);
-  replaceFile(file, kept.map((line) => `${line}\n`).join(""));
+  if (!existsSync(file)) return;
+  const descriptor = openSync(file, "r+");
+  try {
+    ftruncateSync(descriptor, endOfStep(descriptor, lastStep));
+    fsyncSync(descriptor);
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+/** A piece of a file that is looked at at a time: all completions of a long run are more than one string can hold. */
+const PIECE_BYTES = 2 ** 22;
+/** `{"step":12,` is shorter. */
+const STEP_BYTES = 32;
+
+/** Where a file's lines up to a step end, in bytes. */
+function endOfStep(descriptor: number, lastStep: number): number {
+  const piece = Buffer.allocUnsafe(PIECE_BYTES);
+  let kept = 0;
+  let begin = ""; // of the line that is being read
+  for (let position = 0; ; ) {
+    const count = readSync(descriptor, piece, 0, PIECE_BYTES, position);
+    if (count === 0) return kept;
+    for (let from = 0; from < count; ) {
+      const newline = piece.subarray(0, count).indexOf(10, from);
+      const end = newline === -1 ? count : newline;
+      begin += piece.toString("latin1", from, Math.min(end, from + STEP_BYTES - begin.length));
+      from = end + 1;
+      if (newline === -1) break;
+      const step = /^\{"step":(\d+)[,}]/.exec(begin)?.[1];
+      if (begin !== "" && (step === undefined || Number(step) > lastStep)) return kept;
+      kept = position + from;
+      begin = "";
+    }
+    position += count;
+  }
 }
 
 function wholeLines(file: string): string[] {

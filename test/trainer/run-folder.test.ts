@@ -58,6 +58,24 @@ test("resuming cuts the lines after the checkpoint and a torn last line", () => 
   expect(readFileSync(file("completions.jsonl"), "utf8").trim().split("\n")).toHaveLength(3);
 });
 
+test("resuming cuts lines of any length, and what a power cut has left of later ones", () => {
+  const first = new RunFolder(config);
+  const group = fakeGroup([1, 0]);
+  for (const completion of group.completions) completion.text = "ä".repeat(3 * 2 ** 20); // a line of 12 MiB
+  for (let step = 1; step <= 3; step++) {
+    first.writeMetrics(step, { loss: step });
+    first.writeCompletions(step, [group]);
+  }
+  first[Symbol.dispose]();
+  const whole = readFileSync(file("completions.jsonl"));
+  appendFileSync(file("metrics.jsonl"), `${"\0".repeat(100)}\n{"step":4,"loss":4}\n`);
+  for (const last of [3, 2, 0]) {
+    new RunFolder(config, { resumeAt: last })[Symbol.dispose]();
+    expect(readMetrics(file("metrics.jsonl")).map(({ step }) => step)).toEqual([1, 2, 3].slice(0, last));
+    expect(readFileSync(file("completions.jsonl")).equals(whole.subarray(0, (whole.length / 3) * last))).toBe(true);
+  }
+});
+
 test("a folder that holds a run is refused, and emptied of the run alone with overwrite", () => {
   const first = new RunFolder(config);
   first.writeMetrics(1, { loss: 1 });
