@@ -28,7 +28,7 @@ import {
 import path from "node:path";
 import { dumpConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
-import { ConfigError } from "../errors.ts";
+import { CheckpointError, ConfigError } from "../errors.ts";
 import { logToRunFolder } from "../log.ts";
 import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
 import { replaceFile } from "./files.ts";
@@ -108,15 +108,28 @@ export class RunFolder implements Disposable {
     };
   }
 
-  // writeFileSync, here and below, writes all of the line or throws; writeSync may write a part of it and say so by a number only.
   writeMetrics(step: number, metrics: Metrics): void {
-    if (this.#lines !== null) writeFileSync(this.#lines.metrics, `${JSON.stringify({ step, ...metrics })}\n`);
+    if (this.#lines !== null) this.#append("metrics", { step, ...metrics });
   }
 
   writeCompletions(step: number, groups: readonly RolloutGroup[]): void {
     if (this.#lines === null) return;
-    const lines = groups.map((group) => `${JSON.stringify(completionRecord(step, group))}\n`);
-    for (const line of lines) writeFileSync(this.#lines.completions, line);
+    for (const group of groups) this.#append("completions", completionRecord(step, group));
+  }
+
+  /** writeFileSync writes all of the line or throws; writeSync may write a part of it and say so by a number only. */
+  #append(to: "metrics" | "completions", line: object): void {
+    try {
+      writeFileSync(this.#lines?.[to] as number, `${JSON.stringify(line)}\n`);
+    } catch (error) {
+      // The system's message does not name the file.
+      throw new CheckpointError(
+        path.join(this.dir, FILES[to]),
+        `could not be written: ${(error as Error).message}`,
+        {},
+        error,
+      );
+    }
   }
 
   /** Writes what was being computed when a number was not finite. Returns the file's path. */

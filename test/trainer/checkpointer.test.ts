@@ -13,8 +13,8 @@ import { type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
 import { type CheckpointFile, tensorFile } from "../../src/trainer/checkpoint.ts";
 import { latestCheckpoint } from "../../src/trainer/checkpoint-folder.ts";
 import { Checkpointer } from "../../src/trainer/checkpointer.ts";
-import { filesBelow } from "../../src/trainer/files.ts";
 import { freeHostBytes, Snapshot } from "../../src/trainer/snapshot.ts";
+import { filesBelow } from "./files-below.ts";
 
 let folder: string;
 let tensors: Tensor[];

@@ -1,4 +1,13 @@
-import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
@@ -9,6 +18,8 @@ import { RunFolder, readMetrics } from "../../src/trainer/run-folder.ts";
 import { fakeGroup } from "./fakes.ts";
 
 let config: Config;
+/** A file that is there everywhere, can be opened, and refuses what is no number, as a full disk refuses all. */
+const TAKES_NO_TEXT = "/proc/self/oom_score_adj";
 const file = (name: string) => path.join(config.runDir, name);
 
 beforeEach(() => {
@@ -90,6 +101,15 @@ test("a folder that holds a run is refused, and emptied of the run alone with ov
   expect(["checkpoint-1", ...halfWritten].filter((folder) => existsSync(file(folder)))).toEqual([]);
   expect(readFileSync(file("notes.txt"), "utf8")).toBe("mine");
   expect(existsSync(file("checkpoint-1-good"))).toBe(true);
+});
+
+test("what the system refuses to take of a line is told with the file", () => {
+  symlinkSync(TAKES_NO_TEXT, file("completions.jsonl"));
+  const run = new RunFolder(config);
+  expect(() => run.writeCompletions(1, [fakeGroup([1, 0])])).toThrow(
+    /run-folder-\w+\/completions\.jsonl: could not be written: EINVAL/,
+  );
+  run[Symbol.dispose]();
 });
 
 test("a dump keeps what JSON cannot say", () => {
