@@ -94,7 +94,7 @@ test("several processes of a run that an experiment has started", async () => {
 test("killed in the middle and run again, it asks only what is missing", async () => {
   capture(process.stdout);
   capture(process.stderr);
-  const knobs = ["--set", "eval.maxNewTokens=32", "--set", "eval.batchSize=1"];
+  const knobs = ["--set", "eval.maxNewTokens=64", "--set", "eval.batchSize=1"];
   const alone = folderOf("undisturbed");
   expect(await evaluate(alone, ...knobs)).toBe(0);
 
