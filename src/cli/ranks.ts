@@ -39,7 +39,9 @@ export async function asRanks(
   work: (run: RankRun) => Promise<void>,
 ): Promise<void> {
   const place = readPlace(process.env);
-  if (place === null || isPod(place, nproc)) {
+  const launcher = process.env[LAUNCHER];
+  const isOnlyRank = place === null && launcher !== undefined; // a world of one is no job, and has to start none either
+  if (!isOnlyRank && (place === null || isPod(place, nproc))) {
     const count = nproc ?? (await defaultCount(config));
     checkCount(config, count * (place?.world ?? 1), nproc);
     if (count > 1 || maxRestarts > 0) {
@@ -50,18 +52,19 @@ export async function asRanks(
       const launch = launchOf(config, count, place);
       return launchWithRestarts(launch, { ...launch, args: resuming(launch.args) }, maxRestarts);
     }
-  } else if (nproc !== undefined && place.startedBy !== "grove --nproc")
+  } else if (nproc !== undefined && place !== null && place.startedBy !== "grove --nproc")
     throw new ConfigError(`--nproc ${nproc}: ${place.startedBy} has started ${place.world} ranks already`);
   const { ALONE, joinRanks } = await import("../distributed/ranks.ts"); // only now: a launcher on the CPU needs no libtorch
   const { watchedProgress } = await import("./watched-progress.ts");
+  const { endWithParent } = await import("../torch/distributed.ts");
+  if (launcher !== undefined && (place === null || place.startedBy === "grove --nproc"))
+    endWithParent(Number(launcher));
+  const report = (report: RankReport) => void process.send?.(report);
   if (place === null) {
     using _watch = watchedProgress(config, { who: "", log: path.join(config.runDir, "log.jsonl") });
-    return await work({ ranks: ALONE, config, report: () => {}, fail: () => {} });
+    return await work({ ranks: ALONE, config, report: isOnlyRank ? report : () => {}, fail: () => {} });
   }
   const { deviceCount, setDevice } = await import("../torch/cuda.ts");
-  const { endWithParent } = await import("../torch/distributed.ts");
-  const launcher = process.env[LAUNCHER];
-  if (launcher !== undefined && place.startedBy === "grove --nproc") endWithParent(Number(launcher));
   const own = configOfRank(config, place, deviceCount());
   const index = /^cuda:(\d+)$/.exec(own.device)?.[1];
   if (index !== undefined) setDevice(Number(index));
@@ -72,7 +75,7 @@ export async function asRanks(
   const fail = (error: unknown) => ranks.fail(renderError(error));
   using _watch = watchedProgress(own, { who: `rank ${place.rank} of ${place.world}`, log: logOf(config, place) });
   try {
-    await work({ ranks, config: own, report: (report) => process.send?.(report), fail });
+    await work({ ranks, config: own, report, fail });
   } catch (error) {
     fail(error);
     throw error;

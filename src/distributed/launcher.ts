@@ -104,15 +104,10 @@ export async function launchRanks(launch: Launch): Promise<void> {
   try {
     const failed = await firstFailure(ranks);
     if (failed === undefined) return;
-    if (complains(failed)) await Promise.race([sleep(saysFailed(failed) ? SAVING_MS : CAUSE_MS), ownFailure(ranks)]);
+    if (complains(failed)) await within(saysFailed(failed) ? SAVING_MS : CAUSE_MS, ownFailure(ranks));
     const cause = causeOf(ranks, failed);
     kill("SIGTERM");
-    const grace = new AbortController();
-    await Promise.race([
-      Promise.all(ranks.map(({ ended }) => ended)),
-      sleep(launch.graceMs ?? GRACE_MS, undefined, { signal: grace.signal }).catch(() => {}),
-    ]);
-    grace.abort();
+    await within(launch.graceMs ?? GRACE_MS, Promise.all(ranks.map(({ ended }) => ended)));
     killAll();
     await Promise.all(ranks.map(({ ended }) => ended));
     throw errorOf(cause, signals.wereReceived()); // also of a signal that came meanwhile
@@ -200,6 +195,13 @@ function keepOutput({ rank, child, logFile, tail }: Rank): void {
       if (tail.length > TAIL_LINES) tail.shift();
       if (rank === 0 && !failing && !relog(line)) process.stderr.write(`${line}\n`);
     });
+}
+
+/** Resolves when `event` does, or after so long. No timer is left behind, which the launcher's process would stay for. */
+async function within(ms: number, event: Promise<unknown>): Promise<void> {
+  const over = new AbortController();
+  await Promise.race([event, sleep(ms, undefined, { signal: over.signal }).catch(() => {})]);
+  over.abort();
 }
 
 /** The first rank that ends otherwise than well; undefined when all end well. */

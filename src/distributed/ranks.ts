@@ -5,7 +5,7 @@ import { deserialize, serialize } from "node:v8";
 import { CollectiveError } from "../errors.ts";
 import { ProcessGroup } from "../torch/distributed.ts";
 import { scope } from "../torch/scope.ts";
-import { fromArray, type Tensor } from "../torch/tensor.ts";
+import { fromArray } from "../torch/tensor.ts";
 import type { Place } from "./environment.ts";
 import { CLOSING_MS, onOperation } from "./operation.ts";
 
@@ -64,11 +64,6 @@ export class Ranks {
   /** Adds up a number over the ranks, in their order. */
   sum(value: number): number {
     return this.gather(value).reduce((sum, one) => sum + one, 0);
-  }
-
-  /** A tensor becomes its sum over the ranks, in place. CUDA: enqueued behind what is there, and waited for by what follows. */
-  sumTensor(tensor: Tensor): void {
-    this.group?.allReduce(tensor).wait();
   }
 
   /**

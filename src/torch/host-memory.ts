@@ -1,6 +1,6 @@
 /** Host memory that worker threads can read and tensors of any device are copied into as bytes. */
 
-import { freemem } from "node:os";
+import os from "node:os";
 import { GroveError, invariant } from "../errors.ts";
 import { addon } from "./addon.ts";
 import { typedError } from "./native-error.ts";
@@ -69,10 +69,15 @@ export class HostMemory implements Disposable {
   }
 }
 
-/** What the host has free for this process: a container may be given less than the machine has. */
-export function freeHostBytes(): number {
+/**
+ * What the host has free for each of so many processes that are alike, as the ranks of a machine are: a container may be given less than the machine
+ * has, and all of them live in it.
+ */
+export function freeHostBytes(processes = 1): number {
   const limit = process.constrainedMemory(); // 0, or more than there is, where there is none
-  return limit > 0 ? Math.max(0, Math.min(freemem(), limit - process.memoryUsage.rss())) : freemem();
+  const taken = processes * process.memoryUsage.rss();
+  const free = limit > 0 ? Math.min(os.freemem(), limit - taken) : os.freemem();
+  return Math.max(0, free) / processes;
 }
 
 function attempt(what: string, subject: Tensor | number, run: () => void): void {

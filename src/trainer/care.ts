@@ -16,6 +16,7 @@ import type { Tokenizer } from "../data/tokenizer.ts";
 import { answerTokens } from "../reward/answer-tokens.ts";
 import { meanStd } from "../reward/statistics.ts";
 import type { Metrics, RolloutGroup } from "../types.ts";
+import { notANumber } from "./penalties.ts";
 
 type Knobs = Config["trainer"]["care"];
 
@@ -49,6 +50,7 @@ export function careBonuses(
 
 /**
  * Sets `care` of every group.
+ * @throws NumericsError for a likelihood that is no number
  * @param logprobs of the reference, for each of a group's completions in turn, its tokens first and perhaps more behind them
  */
 export function giveBonuses(
@@ -69,7 +71,11 @@ export function giveBonuses(
     const likelihoods = group.completions.map(({ ids }) => {
       const own = logprobs[next++] as readonly number[];
       const answer = answerTokens(Array.from(ids, pieceOf));
-      return answer === null ? null : Math.exp(meanStd(own.slice(...answer)).mean);
+      if (answer === null) return null;
+      const said = own.slice(...answer);
+      const likelihood = Math.exp(said.reduce((sum, logprob) => sum + logprob, 0) / said.length);
+      if (Number.isNaN(likelihood)) throw notANumber("the reference's likelihood of the answer", likelihood, group);
+      return likelihood;
     });
     group.care = careBonuses(group.rewardBreakdown[reward] as number[], likelihoods, care);
   }

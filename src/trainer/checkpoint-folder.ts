@@ -31,8 +31,8 @@ export const FORMAT = 1;
 /** The hidden name of a checkpoint while it is written (replaceFolder) or removed; one that is still there later was never finished. */
 const HALF_WRITTEN = /^\.checkpoint-\d+\./;
 
-/** Where a rank that is not the first writes its part, before the first one moves it into the checkpoint. */
-const PART = /^\.part-(\d+)-\d+/;
+/** Where a rank that is not the first writes its part, before the first one moves it into the checkpoint; with two dots while it is written. */
+const PART = /^\.\.?part-(\d+)-\d+/;
 
 export interface Manifest {
   format: number;

@@ -48,7 +48,7 @@ export class Checkpointer {
     this.#keep = { keepLast: options.keepLast, ...(options.best && { best: options.best }) };
     this.#ranks = options.ranks ?? ALONE;
     const { localWorld } = this.#ranks;
-    this.#snapshot = options.snapshot ?? new Snapshot(() => freeHostBytes() / localWorld); // the others take theirs just now
+    this.#snapshot = options.snapshot ?? new Snapshot(() => freeHostBytes(localWorld)); // the others take theirs just now
   }
 
   /**

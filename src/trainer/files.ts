@@ -18,11 +18,19 @@ import path from "node:path";
 export function replaceFile(file: string, content: string): void {
   const temporary = `${file}.tmp`;
   const bytes = Buffer.from(content);
-  const descriptor = openSync(temporary, "w");
-  for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done);
-  fsyncSync(descriptor);
-  closeSync(descriptor);
-  renameSync(temporary, file);
+  try {
+    const descriptor = openSync(temporary, "w");
+    try {
+      for (let done = 0; done < bytes.length; ) done += writeSync(descriptor, bytes, done);
+      fsyncSync(descriptor);
+    } finally {
+      closeSync(descriptor);
+    }
+    renameSync(temporary, file);
+  } catch (error) {
+    rmSync(temporary, { force: true }); // a full disk is not kept full
+    throw error;
+  }
 }
 
 /** Creates or replaces a symbolic link to a sibling: whoever follows it comes to the old one or the new. */
@@ -63,14 +71,6 @@ export function replaceFolder(folder: string, fill: (temporary: string) => void)
     renameSync(temporary, folder);
   }
   flush(parent);
-}
-
-/** Every file below a folder, as paths relative to it, sorted. */
-export function filesBelow(folder: string): string[] {
-  return readdirSync(folder, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile())
-    .map((entry) => path.relative(folder, path.join(entry.parentPath, entry.name)))
-    .sort();
 }
 
 function flushTree(folder: string): void {

@@ -81,7 +81,10 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   const watch = new StopWatch(synchronize);
 
   const questions = await watch.time("data", () => loadPrompts(run, step)); // P questions, this rank's
-  if (questions.total === 0) return { "data/questions": 0, "data/bad_samples": run.badSamples };
+  if (questions.total === 0) {
+    moveReferenceInTurn(run, step);
+    return { "data/questions": 0, "data/bad_samples": run.badSamples };
+  }
   const sampler = { prefillS: 0, decodeS: 0 };
   const drawn = await drawGroups(run, step, questions, async (prompts) => {
     for (const features of featuresOf(run)) features.know(prompts);
@@ -117,12 +120,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     if (!questionsRecur(run)) for (const features of featuresOf(run)) features.clear();
   }
 
-  if (isReferenceDue(step + 1, trainer)) {
-    const move = { decay: trainer.referenceDecay, seed: run.config.seed, step };
-    run.checkpoints.beforeUpdate();
-    run.reference?.move(run.model.parameters, move);
-  }
-
+  moveReferenceInTurn(run, step);
   run.folder.writeCompletions(step + 1, asked.slice(0, trainer.logCompletions));
   return {
     ...rewardMetrics(asked, run.ownRewards),
@@ -141,6 +139,13 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     "time/decode_s": sampler.decodeS,
     ...memoryMetrics(),
   };
+}
+
+/** Every trainer.referenceEvery steps, whatever a step had to learn from. */
+function moveReferenceInTurn({ config, model, reference, checkpoints }: GrpoRun, step: number): void {
+  if (!isReferenceDue(step + 1, config.trainer)) return;
+  checkpoints.beforeUpdate();
+  reference?.move(model.parameters, { decay: config.trainer.referenceDecay, seed: config.seed, step });
 }
 
 /** How far the run is, for reward functions that change with it. */

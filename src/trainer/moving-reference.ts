@@ -39,7 +39,10 @@ export function savedReference({ config, firstStep, model }: Session): Generator
   const checkpoint = firstStep === 0 ? undefined : latestCheckpoint(config.runDir);
   if (checkpoint === undefined) return null;
   const folder = path.join(checkpoint, FOLDER);
-  if (existsSync(folder)) return openParts({ ...config, model: { ...config.model, path: folder, init: "pretrained" } });
+  if (existsSync(folder)) {
+    const { adapter: _merged, ...model } = config.model; // into what was saved, long ago
+    return openParts({ ...config, model: { ...model, path: folder, init: "pretrained" } });
+  }
   return stateFiles(checkpoint, "reference").length === 0 ? null : joinedParts(checkpoint, model.parameters);
 }
 

@@ -1,6 +1,7 @@
 /** What is taken from the rewards before advantages are computed, by name in `RolloutGroup.penalties`. The rewards themselves stay as they are. */
 
 import type { Config } from "../config/schema.ts";
+import { NumericsError } from "../errors.ts";
 import type { Metrics, RolloutGroup } from "../types.ts";
 import { klOfCompletion } from "./kl.ts";
 
@@ -29,6 +30,7 @@ export function punishLength(groups: readonly RolloutGroup[], { trainer, rollout
  * that the sampler gave: those of the policy before the step. REINFORCE++ (arXiv:2501.03262 eq. 8) takes from a token what comes from it on;
  * what came before it does not depend on it, so that both have the same gradient on average.
  * @param reference its log-probability of each token, completion by completion in the order of the groups
+ * @throws NumericsError for a penalty that is no number: taken from a reward it would make that one no reward function applied to
  */
 export function punishDistance(
   groups: readonly RolloutGroup[],
@@ -40,10 +42,17 @@ export function punishDistance(
     const kl = group.completions.map(({ logprobs }) => {
       const own = Array.prototype.slice.call(reference, start, start + logprobs.length) as number[];
       start += logprobs.length;
-      return trainer.klCoef * klOfCompletion(own, logprobs, trainer);
+      const distance = klOfCompletion(own, logprobs, trainer);
+      if (!Number.isFinite(distance)) throw notANumber("the distance from the reference", distance, group);
+      return trainer.klCoef * distance;
     });
     group.penalties = { ...group.penalties, kl };
   }
+}
+
+/** What a reference says of a group's completions, where it is not finite. */
+export function notANumber(what: string, value: number, { prompt: { sample } }: RolloutGroup): NumericsError {
+  return new NumericsError(`${what} of a completion of ${sample.id}`, value, { ...sample.source, sampleId: sample.id });
 }
 
 /** `reward/penalty_<name>`: the mean of each penalty over completions. */

@@ -16,17 +16,19 @@ import {
   closeSync,
   existsSync,
   fsyncSync,
+  ftruncateSync,
   mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
+  readSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
 import path from "node:path";
 import { dumpConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
-import { ConfigError } from "../errors.ts";
+import { CheckpointError, ConfigError } from "../errors.ts";
 import { logToRunFolder } from "../log.ts";
 import type { Metrics, Prompt, RolloutGroup } from "../types.ts";
 import { replaceFile } from "./files.ts";
@@ -35,7 +37,7 @@ const FILES = { config: "config.yaml", metrics: "metrics.jsonl", completions: "c
 
 /** What a run leaves in its folder and a run that overwrites it removes; the log is kept. */
 const OWN_ENTRY =
-  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|\.?best(\.tmp)?|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+(-rank-\d+)?\.json|\.?checkpoint-\d+.*|\.part-\d+.*)$/;
+  /^(config\.yaml|metrics\.jsonl|completions\.jsonl|final|\.final\..*|\.?best(\.tmp)?|numerics-step-\d+(-rank-\d+)?\.json|trace-\d+(-rank-\d+)?\.json|checkpoint-\d+|\.checkpoint-\d+\..*|\.\.?part-\d+.*)$/;
 
 /** Where the ranks of a job leave their logs. */
 export const RANKS_FOLDER = "ranks";
@@ -106,15 +108,28 @@ export class RunFolder implements Disposable {
     };
   }
 
-  // writeFileSync, here and below, writes all of the line or throws; writeSync may write a part of it and say so by a number only.
   writeMetrics(step: number, metrics: Metrics): void {
-    if (this.#lines !== null) writeFileSync(this.#lines.metrics, `${JSON.stringify({ step, ...metrics })}\n`);
+    if (this.#lines !== null) this.#append("metrics", { step, ...metrics });
   }
 
   writeCompletions(step: number, groups: readonly RolloutGroup[]): void {
     if (this.#lines === null) return;
-    const lines = groups.map((group) => `${JSON.stringify(completionRecord(step, group))}\n`);
-    for (const line of lines) writeFileSync(this.#lines.completions, line);
+    for (const group of groups) this.#append("completions", completionRecord(step, group));
+  }
+
+  /** writeFileSync writes all of the line or throws; writeSync may write a part of it and say so by a number only. */
+  #append(to: "metrics" | "completions", line: object): void {
+    try {
+      writeFileSync(this.#lines?.[to] as number, `${JSON.stringify(line)}\n`);
+    } catch (error) {
+      // The system's message does not name the file.
+      throw new CheckpointError(
+        path.join(this.dir, FILES[to]),
+        `could not be written: ${(error as Error).message}`,
+        {},
+        error,
+      );
+    }
   }
 
   /** Writes what was being computed when a number was not finite. Returns the file's path. */
@@ -177,9 +192,44 @@ function nonFiniteAsText(_key: string, value: unknown): unknown {
   return typeof value === "number" && !Number.isFinite(value) ? String(value) : value;
 }
 
+/** Cuts a file of lines, which begin with their step and are in its order: before the first that is of a later step, torn or damaged. */
 function cutAfterStep(file: string, lastStep: number): void {
-  const kept = wholeLines(file).filter((line) => (JSON.parse(line) as { step: number }).step <= lastStep);
-  replaceFile(file, kept.map((line) => `${line}\n`).join(""));
+  if (!existsSync(file)) return;
+  const descriptor = openSync(file, "r+");
+  try {
+    ftruncateSync(descriptor, endOfStep(descriptor, lastStep));
+    fsyncSync(descriptor);
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+/** A piece of a file that is looked at at a time: all completions of a long run are more than one string can hold. */
+const PIECE_BYTES = 2 ** 22;
+/** `{"step":12,` is shorter. */
+const STEP_BYTES = 32;
+
+/** Where a file's lines up to a step end, in bytes. */
+function endOfStep(descriptor: number, lastStep: number): number {
+  const piece = Buffer.allocUnsafe(PIECE_BYTES);
+  let kept = 0;
+  let begin = ""; // of the line that is being read
+  for (let position = 0; ; ) {
+    const count = readSync(descriptor, piece, 0, PIECE_BYTES, position);
+    if (count === 0) return kept;
+    for (let from = 0; from < count; ) {
+      const newline = piece.subarray(0, count).indexOf(10, from);
+      const end = newline === -1 ? count : newline;
+      begin += piece.toString("latin1", from, Math.min(end, from + STEP_BYTES - begin.length));
+      from = end + 1;
+      if (newline === -1) break;
+      const step = /^\{"step":(\d+)[,}]/.exec(begin)?.[1];
+      if (begin !== "" && (step === undefined || Number(step) > lastStep)) return kept;
+      kept = position + from;
+      begin = "";
+    }
+    position += count;
+  }
 }
 
 function wholeLines(file: string): string[] {

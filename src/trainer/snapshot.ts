@@ -29,7 +29,7 @@ export class Snapshot implements Disposable {
   #sources: Tensor[] = []; // what a device is still copying from
 
   /** @param freeBytes what the host has free */
-  constructor(freeBytes: () => number = freeHostBytes) {
+  constructor(freeBytes: () => number = () => freeHostBytes()) {
     this.#freeBytes = freeBytes;
   }
 

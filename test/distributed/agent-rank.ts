@@ -12,7 +12,7 @@ const place = readPlace({
   TORCHELASTIC_RESTART_COUNT: RANK, // each machine counts its own
 });
 if (place === null) throw new Error("started outside a job");
-const ranks = joinRanks(place, { nccl: false, timeoutMs: 10_000, heartbeatMs: 2000 });
+const ranks = joinRanks(place, { nccl: false, timeoutMs: 60_000, heartbeatMs: 2000 });
 process.stdout.write(JSON.stringify(ranks.gather(`${what} ${RANK}`)));
 if (what === "wait") await new Promise((resolve) => setTimeout(resolve, 60_000));
 await ranks.leave();

@@ -6,7 +6,7 @@ import { expect, test, vi } from "vitest";
 import { ProcessGroup } from "../../src/torch/distributed.ts";
 import { freePort, spawnRanks } from "./spawn-ranks.ts";
 
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 300_000 });
 
 const SCRIPT = fileURLToPath(new URL("agent-rank.ts", import.meta.url));
 

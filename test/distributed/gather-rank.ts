@@ -5,7 +5,7 @@ import { joinRanks } from "../../src/distributed/ranks.ts";
 
 const place = readPlace(process.env);
 if (place === null) throw new Error("RANK is not set");
-const ranks = joinRanks(place, { nccl: false, timeoutMs: 30_000 });
+const ranks = joinRanks(place, { nccl: false, timeoutMs: 60_000 });
 const sizes: number[][] = JSON.parse(process.argv[2] as string);
 const seen = sizes.map((lengths) => {
   const own = String(ranks.rank).repeat(lengths[ranks.rank] as number);

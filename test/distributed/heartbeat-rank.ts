@@ -10,7 +10,7 @@ const [victim, what] = process.argv.slice(2);
 const place = readPlace(process.env);
 if (place === null) throw new Error("started outside a job");
 const ranks = joinRanks(place, { nccl: false, timeoutMs: 60_000, heartbeatMs: 3000, log: `log of ${place.rank}` });
-const meet = () => ranks.group?.barrier(what === "late" ? { timeoutMs: 1000 } : {});
+const meet = (timeoutMs = 60_000) => ranks.group?.barrier({ timeoutMs });
 
 function spin(ms: number): void {
   const end = performance.now() + ms;
@@ -28,7 +28,7 @@ try {
       spin(6000); // no turn of the event loop
     else await new Promise((resolve) => setTimeout(resolve, what === "pause" ? 500 : 60_000));
   }
-  meet();
+  meet(what === "late" ? 1000 : undefined);
 } catch (error) {
   process.stderr.write(`${renderError(error)}\n`);
   ranks.fail(renderError(error));

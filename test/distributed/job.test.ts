@@ -74,7 +74,7 @@ test("SIGKILL of any rank ends the job within seconds, naming it; the newest che
 });
 
 test("--max-restarts: a job whose ranks are killed goes on from its newest checkpoint; no step is lost or counted twice", async () => {
-  const running = job("restarted", 12, ["--nproc", "2", "--max-restarts", "3"]);
+  const running = job("restarted", 30, ["--nproc", "2", "--max-restarts", "3"]);
   const { child, ended, runDir } = running;
   for (const [victim, step] of [
     [1, 2],
@@ -89,38 +89,51 @@ test("--max-restarts: a job whose ranks are killed goes on from its newest check
   expect(stderr).toMatch(/"restart":1.*rank 1 was ended by SIGKILL/);
   expect(stderr).toMatch(/"restart":2.*rank 0 was ended by SIGKILL/);
   const lines = linesOf(runDir);
-  expect(lines.map(({ step }) => step)).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
-  const straight = job("never-killed", 12, ["--nproc", "2"]);
+  expect(lines.map(({ step }) => step)).toEqual(Array.from({ length: 30 }, (_, i) => i + 1));
+  const straight = job("never-killed", 30, ["--nproc", "2"]);
   expect(await straight.ended).toMatchObject({ status: 0 });
   for (const [i, line] of linesOf(straight.runDir).map(deterministic).entries())
     expect(deterministic(lines[i] as Record<string, number>)["grad/norm"]).toBe(line["grad/norm"]);
 });
 
+test("--max-restarts with one process: one rank under its launcher, started again when it is killed", async () => {
+  const running = job("single", 30, ["--max-restarts", "1"]);
+  await untilStep(running, 2);
+  const pids = rankPids(running.child);
+  expect([...pids.keys()]).toEqual([0]);
+  process.kill(pids.get(0) as number, "SIGKILL");
+  const { status, stdout, stderr } = await running.ended;
+  expect(stderr).toMatch(/"restart":1.*rank 0 was ended by SIGKILL in step \d+/);
+  expect(status).toBe(0);
+  expect(stdout).toBe(`30 steps made; the trained model is in ${running.runDir}/final\n`);
+  expect(linesOf(running.runDir).map(({ step }) => step)).toEqual(Array.from({ length: 30 }, (_, i) => i + 1));
+});
+
 test("a rank that hangs ends the job when its time is up, and is named", async () => {
-  const running = job("hanging", 500, ["--nproc", "2", "--set", "distributed.timeoutS=3"]);
+  const running = job("hanging", 500, ["--nproc", "2", "--set", "distributed.timeoutS=15"]);
   await untilStep(running, 1);
   process.kill(rankPids(running.child).get(1) as number, "SIGSTOP");
   const { status, stderr } = await running.ended;
   expect(status).toBe(1);
   expect(stderr).toMatch(/error \[RANK\] rank 0 ended with status 1 in step \d+/);
-  expect(stderr).toMatch(/error \[COLLECTIVE\] rank 0 of 2, .* #\d+.*: rank 1 has not come to it within 3000 ms/);
+  expect(stderr).toMatch(/error \[COLLECTIVE\] rank 0 of 2, .* #\d+.*: rank 1 has not come to it within 15000 ms/);
 });
 
 test("a rank whose JavaScript loops ends the job within distributed.stallS and seconds, with its step, its stack and its log", async () => {
   const [sign, spinner] = ["spin", "spinner.mjs"].map((name) => path.join(world.folder, name)) as [string, string];
   const loop = `setInterval(function turnForEver() { while (process.env.GROVE_RANK === "1" && existsSync(sign)); }, 50).unref();`;
   writeFileSync(spinner, `import { existsSync } from "node:fs";\nconst sign = ${JSON.stringify(sign)};\n${loop}\n`);
-  const flags = ["--nproc", "2", "--set", "distributed.stallS=3"];
+  const flags = ["--nproc", "2", "--set", "distributed.stallS=8"];
   const running = job("looping", 500, flags, { NODE_OPTIONS: `--import ${spinner}` });
   await untilStep(running, 1);
   writeFileSync(sign, "");
   const start = performance.now();
   const { status, stderr } = await running.ended;
-  expect(performance.now() - start).toBeLessThan(30_000);
+  expect(performance.now() - start).toBeLessThan(40_000); // the knob is 45 s by default
   expect(status).toBe(1);
   expect(stderr).toMatch(/error \[RANK\] rank 1 ended with status 1 in step \d+; .*its log: .*rank-1\.log/);
   expect(stderr).toMatch(
-    /error \[STALL\] rank 1 of 2, in step \d+, .* for \d+ s: no progress within the limit of 3\.000 s .*last operator \w+::\S+ /,
+    /error \[STALL\] rank 1 of 2, in step \d+, .* for \d+ s: no progress within the limit of 8\.000 s .*last operator \w+::\S+ /,
   );
   expect(stderr).toContain("turnForEver");
 });
@@ -137,7 +150,7 @@ test("ranks that a scheduler has started: one that is killed ends the others, wh
   second.child.kill("SIGKILL");
   const start = performance.now();
   const { status, stderr } = await first.ended;
-  expect(performance.now() - start).toBeLessThan(15_000);
+  expect(performance.now() - start).toBeLessThan(25_000); // the knob is 30 s by default
   expect(status).toBe(1);
   expect(stderr).toMatch(/error \[COLLECTIVE\] rank 0 of 2, in step \d+, .+ for \d+ s: no sign of life/);
   expect(stderr).toMatch(/rank 1, last heard of \d+ s ago, was in step \d+/);
@@ -163,7 +176,7 @@ test("ranks do not outlive a launcher that is killed", async () => {
   const pids = rankPids(child);
   child.kill("SIGKILL");
   await ended;
-  for (let waited = 0; waited < 100 && [...pids.values()].some(isAlive); waited++) await sleep(50);
+  for (let waited = 0; waited < 1000 && [...pids.values()].some(isAlive); waited++) await sleep(50);
   for (const pid of pids.values()) expect(isAlive(pid)).toBe(false);
 });
 

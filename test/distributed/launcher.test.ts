@@ -1,7 +1,9 @@
+import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, expect, test, vi } from "vitest";
 import { launchRanks, launchWithRestarts } from "../../src/distributed/launcher.ts";
 import { RankError } from "../../src/errors.ts";
@@ -13,10 +15,22 @@ afterAll(() => rmSync(folder, { recursive: true }));
 
 let scripts = 0;
 
-/** Ranks that run `body`, where `rank` is each one's number. */
+/** What a rank's program begins with: its number, and how it waits until all ranks have come as far, however slowly they start. */
+const PRELUDE = `
+  import { existsSync, writeFileSync } from "node:fs";
+  const rank = Number(process.env.GROVE_RANK);
+  const sign = (of) => process.argv[1] + "." + of;
+  const allAreUp = async () => {
+    writeFileSync(sign(rank), "");
+    for (let of = 0; of < Number(process.env.GROVE_WORLD_SIZE); of++)
+      while (!existsSync(sign(of))) await new Promise((resolve) => setTimeout(resolve, 10));
+  };
+`;
+
+/** Ranks that run `body`. */
 function ranks(count: number, body: string, more: object = {}) {
   const file = path.join(folder, `script-${scripts++}.mjs`);
-  writeFileSync(file, `const rank = Number(process.env.GROVE_RANK);\n${body}\n`);
+  writeFileSync(file, `${PRELUDE}${body}\n`);
   return { program: process.execPath, args: [file], count, folder: path.join(folder, `logs-${scripts}`), ...more };
 }
 
@@ -67,12 +81,11 @@ test("a killed rank ends the others, one that will not end is killed, and the me
     console.log(process.pid);
     process.on("SIGTERM", () => { console.log("told to end"); if (rank === 2) process.exit(0); });
     process.send({ step: 4 });
+    await allAreUp();
     if (rank === 1) setTimeout(() => process.kill(process.pid, "SIGKILL"), 300);
     ${WAIT}`;
-  const launch = ranks(3, body, { graceMs: 500 });
-  const start = performance.now();
+  const launch = ranks(3, body, { graceMs: 3000 });
   const error = await launchRanks(launch).catch((caught: unknown) => caught);
-  expect(performance.now() - start).toBeLessThan(10_000);
   expect(error).toBeInstanceOf(RankError);
   const log = path.join(launch.folder, "rank-1.log");
   expect((error as Error).message).toBe(
@@ -94,6 +107,23 @@ test("of ranks that fail together the cause is told, not who waited for it", asy
   expect(errors.text).toBe(""); // whoever catches the error prints it
 });
 
+test("a launcher whose ranks have failed leaves no timer behind that its process would stay for", () => {
+  const launch = ranks(
+    2,
+    'console.error("error [COLLECTIVE] rank " + rank + ": the other has not come"); process.exit(1);',
+  );
+  const file = path.join(folder, "launches.mts");
+  const launcher = fileURLToPath(new URL("../../src/distributed/launcher.ts", import.meta.url));
+  writeFileSync(
+    file,
+    `import { launchRanks } from ${JSON.stringify(launcher)};
+    await launchRanks(${JSON.stringify(launch)}).catch(() => {});
+    process.stdout.write(process.getActiveResourcesInfo().filter((one) => one === "Timeout").join());`,
+  );
+  const { status, stdout, stderr } = spawnSync(process.execPath, ["--import", "tsx", file], { encoding: "utf8" });
+  expect({ status, stdout }, stderr).toEqual({ status: 0, stdout: "" });
+});
+
 test("a rank that has told the others of its failure has time to end by itself: it is the cause, whoever ended before", async () => {
   const body = `
     const fail = (text, ms) => setTimeout(() => { console.error(text); process.exit(1); }, ms);
@@ -101,7 +131,7 @@ test("a rank that has told the others of its failure has time to end by itself: 
     else fail("error [COLLECTIVE] rank " + rank + " of 3, in step 2: rank 1 has failed, in step 2, reward: out of memory", 100 + rank);`;
   const error = await launchRanks(ranks(3, body)).catch((caught: unknown) => caught);
   expect((error as Error).message).toMatch(/^rank 1 ended with status 1 .*\nerror \[REWARD\] out of memory$/);
-}, 20_000);
+});
 
 test("a signal is handed on once, and ranks that end well on it are no failure", async () => {
   capture(process.stdout);
@@ -138,7 +168,8 @@ test("until rank 0 has the run folder a restart is another start: it must not go
     const launch = ranks(
       2,
       `console.log(process.argv[2]);
-      if (rank === 0 && ${reports}) process.send({});
+      if (rank === 0 && ${reports}) await new Promise((resolve) => process.send({}, resolve));
+      await allAreUp();
       setTimeout(() => rank === 1 ? process.kill(process.pid, "SIGKILL") : process.exit(0), 500);`,
     );
     capture(process.stdout);
@@ -155,9 +186,10 @@ test("a signal that comes while the ranks of a failed job are ended keeps them f
     console.log("up");
     process.on("SIGTERM", () => console.log("told to end"));
     process.send({ step: 3 });
+    await allAreUp();
     if (rank === 1) setTimeout(() => process.kill(process.pid, "SIGKILL"), 300);
     ${WAIT}`;
-  const launch = ranks(2, body, { graceMs: 1000 });
+  const launch = ranks(2, body, { graceMs: 4000 });
   const running = launchWithRestarts(launch, launch, 3);
   const file = path.join(launch.folder, "rank-0.log");
   while (!(existsSync(file) && readFileSync(file, "utf8").includes("told to end"))) await sleep(20);
@@ -171,7 +203,8 @@ test("a log that cannot be written ends no job", async () => {
   const launch = ranks(1, 'console.log("one"); console.error("two");');
   capture(process.stderr);
   mkdirSync(launch.folder);
-  symlinkSync("/dev/full", path.join(launch.folder, "rank-0.log"));
+  // Opened as any file; what is no number is refused, as a full disk refuses all. (/dev/full is not there in every container.)
+  symlinkSync("/proc/self/oom_score_adj", path.join(launch.folder, "rank-0.log"));
   await launchRanks(launch);
   expect(out.text).toBe("one\n");
 });

@@ -59,12 +59,16 @@ export async function untilStep({ child, said, runDir }: ReturnType<typeof start
   }
 }
 
+/** Process ids of what a process has started. */
+export function childPids({ pid }: ChildProcess): number[] {
+  return read(`/proc/${pid}/task/${pid}/children`).split(" ").filter(Boolean).map(Number);
+}
+
 /** Process ids of the ranks of a launcher, by rank. */
-export function rankPids({ pid }: ChildProcess): Map<number, number> {
-  const children = read(`/proc/${pid}/task/${pid}/children`).split(" ").filter(Boolean);
-  const placed = children.flatMap((child): [number, number][] => {
+export function rankPids(launcher: ChildProcess): Map<number, number> {
+  const placed = childPids(launcher).flatMap((child): [number, number][] => {
     const rank = /\0GROVE_RANK=(\d+)\0/.exec(read(`/proc/${child}/environ`))?.[1];
-    return rank === undefined ? [] : [[Number(rank), Number(child)]];
+    return rank === undefined ? [] : [[Number(rank), child]];
   });
   return new Map(placed);
 }

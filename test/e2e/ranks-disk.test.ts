@@ -10,7 +10,7 @@ import { readCheckpoint } from "../../src/trainer/checkpoint.ts";
 import { linesOf, MAIN, startJob, writeJob } from "../distributed/run-job.ts";
 import { deterministic, makeTinyWorld, type TinyWorld } from "../trainer/tiny-run.ts";
 
-vi.setConfig({ testTimeout: 120_000 });
+vi.setConfig({ testTimeout: 600_000 });
 
 const STEPS = 4;
 const FAILS = fileURLToPath(new URL("../trainer/rewards/fails-in-step-2.mjs", import.meta.url));
@@ -21,7 +21,7 @@ beforeAll(async () => {
   const job = startJob(world, "straight", STEPS, ["--nproc", "2"]);
   expect(await job.ended).toMatchObject({ status: 0 });
   straight = job.runDir;
-}, 120_000);
+}, 600_000);
 afterAll(() => rmSync(world.folder, { recursive: true }));
 
 /** A job of two ranks as a scheduler starts them, rank 1 in a shell that first runs `prepare`. */

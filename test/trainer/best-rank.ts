@@ -9,7 +9,7 @@ import { Checkpointer } from "../../src/trainer/checkpointer.ts";
 
 const [runDir, values, first] = process.argv.slice(2) as [string, string, string];
 const place = readPlace(process.env);
-const ranks = place === null ? ALONE : joinRanks(place, { nccl: false, timeoutMs: 60_000 });
+const ranks = place === null ? ALONE : joinRanks(place, { nccl: false, timeoutMs: 300_000 });
 const tensor = keep(
   fromArray(
     Float64Array.from({ length: 90 }, (_, i) => i),

@@ -3,14 +3,15 @@
 import { cpSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import type { Config } from "../../src/config/schema.ts";
+import { type Config, configSchema } from "../../src/config/schema.ts";
 import { BadSamples } from "../../src/data/bad-samples.ts";
+import { NumericsError } from "../../src/errors.ts";
 import { packGroups } from "../../src/model/packed.ts";
 import { answerTokens } from "../../src/reward/answer-tokens.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { assignAdvantages } from "../../src/trainer/advantage.ts";
 import { loadModel, openPipeline, readTrainingData } from "../../src/trainer/assemble.ts";
-import { careBonuses, careMetrics } from "../../src/trainer/care.ts";
+import { careBonuses, careMetrics, giveBonuses } from "../../src/trainer/care.ts";
 import { trainGrpo } from "../../src/trainer/grpo.ts";
 import { type CompletionRecord, readMetrics } from "../../src/trainer/run-folder.ts";
 import { trainSft } from "../../src/trainer/sft.ts";
@@ -69,6 +70,27 @@ test("advantages are those of rewards with bonuses, less penalties; the rewards 
   right.care = careBonuses(right.rewards, [0.9, 0.3], knobs);
   assignAdvantages([right], { advantage: "grpo", advantageScale: "none", advantageEps: 0 });
   expect(right.advantages).toEqual([0.25, -0.25]);
+});
+
+test("a likelihood that is no number is an error, not an answer that nobody is confident of", () => {
+  const group = fakeGroup([1, 1], "q9", [3, 3]);
+  for (const completion of group.completions) completion.ids.set([0, 1, 2]);
+  const { trainer, rewards } = configSchema.parse({ model: { path: "m" }, trainer: { care: knobs } });
+  const tokenizer = { decode: ([id]: readonly number[]) => ["<answer>", "B", "</answer>"][id as number] as string };
+  const give = (logprob: number) =>
+    giveBonuses(
+      [group],
+      [
+        [0, -1, 0],
+        [0, logprob, 0],
+      ],
+      { trainer, rewards },
+      tokenizer,
+    );
+  give(-2);
+  expect(group.care?.bonuses).toEqual([0.5, 0]);
+  expect(() => give(Number.NaN)).toThrow(NumericsError);
+  expect(() => give(Number.NaN)).toThrow(/likelihood of the answer of a completion of q9 is NaN/);
 });
 
 /** A policy that has begun to answer in tags. */

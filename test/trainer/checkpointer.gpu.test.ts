@@ -12,8 +12,8 @@ import { keep, liveTensors, scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
 import { tensorFile } from "../../src/trainer/checkpoint.ts";
 import { Checkpointer } from "../../src/trainer/checkpointer.ts";
-import { filesBelow } from "../../src/trainer/files.ts";
 import { gpuTest } from "../setup/gpu.ts";
+import { filesBelow } from "./files-below.ts";
 
 const device = "cuda" as const;
 

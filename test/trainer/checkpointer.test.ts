@@ -1,20 +1,21 @@
 /** Checkpoints written beside training: the same bytes as those written in place, of the step they name, whole or not there. */
 
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import os, { tmpdir } from "node:os";
 import path from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { Ranks } from "../../src/distributed/ranks.ts";
 import { CheckpointError } from "../../src/errors.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
+import { freeHostBytes } from "../../src/torch/host-memory.ts";
 import { fill_, slice } from "../../src/torch/ops.ts";
 import { keep, scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
 import { type CheckpointFile, tensorFile } from "../../src/trainer/checkpoint.ts";
 import { latestCheckpoint } from "../../src/trainer/checkpoint-folder.ts";
 import { Checkpointer } from "../../src/trainer/checkpointer.ts";
-import { filesBelow } from "../../src/trainer/files.ts";
 import { Snapshot } from "../../src/trainer/snapshot.ts";
+import { filesBelow } from "./files-below.ts";
 
 let folder: string;
 let tensors: Tensor[];
@@ -33,6 +34,7 @@ beforeEach(() => {
   );
 });
 afterEach(async () => {
+  vi.restoreAllMocks();
   for (const checkpoints of open.splice(0)) await checkpoints.close();
   for (const tensor of tensors) tensor.free();
   rmSync(folder, { recursive: true });
@@ -172,6 +174,14 @@ test("where rank 0 has no room for a snapshot the others hand their parts over b
   }
 });
 
+test("what killed ranks have left of their parts goes with a later checkpoint, also where a run goes on with fewer ranks", async () => {
+  const { checkpoints, runDir } = checkpointer("fewer");
+  for (const left of [".part-4-3", "..part-5-3.tmp", "..part-6-1.tmp"]) mkdirSync(path.join(runDir, left));
+  await checkpoints.save(5, files());
+  await checkpoints.saved();
+  expect(hidden(runDir)).toEqual(["..part-6-1.tmp"]); // a rank may be at it
+});
+
 test("a rank whose rank 0 has gone fails with an error, in the background too", async () => {
   const ranks = secondRank(() => {
     throw new Error("the store has gone");
@@ -179,6 +189,16 @@ test("a rank whose rank 0 has gone fails with an error, in the background too", 
   const { checkpoints } = checkpointer("lost", undefined, ranks);
   await checkpoints.save(5, files());
   await expect(checkpoints.saved()).rejects.toThrow("the store has gone");
+});
+
+test("in a container ranks share what its limit leaves beside all of them, not beside one", () => {
+  const GIB = 2 ** 30;
+  vi.spyOn(os, "freemem").mockReturnValue(1000 * GIB); // the machine's
+  vi.spyOn(process.memoryUsage, "rss").mockReturnValue(10 * GIB);
+  const limit = vi.spyOn(process, "constrainedMemory").mockReturnValue(100 * GIB);
+  expect([1, 4, 10].map((ranks) => freeHostBytes(ranks) / GIB)).toEqual([90, 15, 0]);
+  limit.mockReturnValue(0); // no container
+  expect([1, 4].map((ranks) => freeHostBytes(ranks) / GIB)).toEqual([1000, 250]);
 });
 
 test("the ranks of a machine share what it has free for snapshots", async () => {

@@ -7,6 +7,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
 import { configSchema } from "../../src/config/schema.ts";
 import { otherIndices } from "../../src/data/order.ts";
+import { NumericsError } from "../../src/errors.ts";
 import { trainGrpo } from "../../src/trainer/grpo.ts";
 import { overlongPenalty, punishDistance } from "../../src/trainer/penalties.ts";
 import { type CompletionRecord, readMetrics } from "../../src/trainer/run-folder.ts";
@@ -167,4 +168,9 @@ test("the penalty of a completion is klCoef times the sum over its own tokens", 
   punishDistance(groups, [-1.5, -2, -1, -1, -1, -3, 0, -20], trainer);
   expect(groups[0]?.penalties).toEqual({ kl: [0.5 * (0.5 + 1), 0] });
   expect(groups[1]?.penalties).toEqual({ kl: [0.5 * 2, 0.5 * (-1 + 11)] }); // the last is clamped
+  const broken = [-1.5, -2, -1, -1, -1, Number.NaN, 0, -20];
+  expect(() => punishDistance(groups, broken, trainer)).toThrow(NumericsError); // not a reward that does not apply
+  expect(() => punishDistance(groups, broken, trainer)).toThrow(
+    /the distance from the reference of a completion of b is NaN/,
+  );
 });

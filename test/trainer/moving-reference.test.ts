@@ -1,9 +1,10 @@
 /** The reference follows the policy by the formula, also in bfloat16; runs with one resume bit for bit; the entropy bonus keeps entropy up. */
 
-import { cpSync, existsSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
+import { sampleIndices } from "../../src/data/order.ts";
 import type { Parameter } from "../../src/model/parameter.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
 import { cast, clone, slice } from "../../src/torch/ops.ts";
@@ -145,6 +146,44 @@ test.each([
   const policy = read("checkpoint-4/model/model.safetensors");
   for (const [i, value] of (fourth ?? []).entries())
     expect(value).toBeCloseTo(((second?.[i] as number) + (policy[i] as number)) / 2, 6);
+});
+
+test("a saved reference of a run that began with a merged adapter has it in its weights: resuming merges none once more", async () => {
+  const adapted = tinyConfig(world, "adapted", {
+    lora: { rank: 2, alpha: 4 },
+    trainer: { ...trainer, steps: 2 },
+    optimizer: { learningRate: 0.05, schedule: "constant" },
+  });
+  const { finalDir } = await trainGrpo(adapted);
+  const model = { path: world.model, init: "random", adapter: path.join(finalDir as string, "adapter") };
+  const moving = (name: string): Config =>
+    tinyConfig(world, name, { model, trainer: { ...trainer, referenceEvery: 2, referenceDecay: 0.5 } });
+  const straight = moving("merged straight");
+  await trainGrpo(straight);
+  const resumed = moving("merged resumed");
+  cpSync(straight.runDir, resumed.runDir, { recursive: true });
+  for (const later of ["checkpoint-3", "checkpoint-4", "checkpoint-5", "final"])
+    rmSync(path.join(resumed.runDir, later), { recursive: true });
+  await trainGrpo(resumed, { resume: true });
+  expect(metricsOf(resumed).map(deterministic)).toEqual(metricsOf(straight).map(deterministic));
+});
+
+test("the reference moves in its turn also where no question of the step can be used", async () => {
+  const questions = path.join(world.folder, "lost.jsonl");
+  const records = readFileSync(world.questions, "utf8").trim().split("\n");
+  const order = sampleIndices(records.length, 1, 1, 7);
+  const lost = records.map((line, i) => (order.includes(i) ? line.replace(/"image":"\w+/, '"image":"nowhere') : line));
+  writeFileSync(questions, lost.join("\n"));
+  const config = tinyConfig(world, "lost", {
+    data: { train: [{ file: questions, format: "generic" }], workers: 1, cacheGib: 0, onBadSample: "skip" },
+    trainer: { ...trainer, questionsPerStep: 1, steps: 2, referenceEvery: 2 },
+  });
+  await trainGrpo(config);
+  expect(metricsOf(config).map((line) => line["data/questions"])).toEqual([1, 0]);
+  const [policy, reference] = ["model", "reference"].map((part) =>
+    readFileSync(path.join(config.runDir, "checkpoint-2", part, "model.safetensors")),
+  );
+  expect(reference?.equals(policy as Buffer)).toBe(true);
 });
 
 test("an entropy bonus is part of the loss, and keeps the policy unsure", async () => {

@@ -19,7 +19,7 @@ const { stage, config, resume }: RankRun = JSON.parse(readFileSync(process.argv[
 const place = readPlace(process.env);
 const nccl = config.device !== "cpu";
 if (place !== null && nccl) setDevice(place.localRank);
-const ranks = place === null ? ALONE : joinRanks(place, { nccl, timeoutMs: 60_000 });
+const ranks = place === null ? ALONE : joinRanks(place, { nccl, timeoutMs: 300_000 });
 const own = place === null ? config : { ...configOfRank(config, place, deviceCount()), threads: 1 };
 const result = await (stage === "grpo" ? trainGrpo : trainSft)(own, { resume, ranks });
 process.stdout.write(JSON.stringify(result));

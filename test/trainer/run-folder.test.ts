@@ -1,4 +1,13 @@
-import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
@@ -9,6 +18,8 @@ import { RunFolder, readMetrics } from "../../src/trainer/run-folder.ts";
 import { fakeGroup } from "./fakes.ts";
 
 let config: Config;
+/** A file that is there everywhere, can be opened, and refuses what is no number, as a full disk refuses all. */
+const TAKES_NO_TEXT = "/proc/self/oom_score_adj";
 const file = (name: string) => path.join(config.runDir, name);
 
 beforeEach(() => {
@@ -58,17 +69,47 @@ test("resuming cuts the lines after the checkpoint and a torn last line", () => 
   expect(readFileSync(file("completions.jsonl"), "utf8").trim().split("\n")).toHaveLength(3);
 });
 
+test("resuming cuts lines of any length, and what a power cut has left of later ones", () => {
+  const first = new RunFolder(config);
+  const group = fakeGroup([1, 0]);
+  for (const completion of group.completions) completion.text = "ä".repeat(3 * 2 ** 20); // a line of 12 MiB
+  for (let step = 1; step <= 3; step++) {
+    first.writeMetrics(step, { loss: step });
+    first.writeCompletions(step, [group]);
+  }
+  first[Symbol.dispose]();
+  const whole = readFileSync(file("completions.jsonl"));
+  appendFileSync(file("metrics.jsonl"), `${"\0".repeat(100)}\n{"step":4,"loss":4}\n`);
+  for (const last of [3, 2, 0]) {
+    new RunFolder(config, { resumeAt: last })[Symbol.dispose]();
+    expect(readMetrics(file("metrics.jsonl")).map(({ step }) => step)).toEqual([1, 2, 3].slice(0, last));
+    expect(readFileSync(file("completions.jsonl")).equals(whole.subarray(0, (whole.length / 3) * last))).toBe(true);
+  }
+});
+
 test("a folder that holds a run is refused, and emptied of the run alone with overwrite", () => {
   const first = new RunFolder(config);
   first.writeMetrics(1, { loss: 1 });
   first[Symbol.dispose]();
-  mkdirSync(file("checkpoint-1"));
+  const halfWritten = [".checkpoint-2.tmp", ".part-2-1", "..part-2-1.tmp", ".final.tmp"];
+  for (const folder of ["checkpoint-1", ...halfWritten]) mkdirSync(file(folder));
   writeFileSync(file("notes.txt"), "mine");
+  mkdirSync(file("checkpoint-1-good")); // a copy that somebody has put aside
   expect(() => new RunFolder(config)).toThrow(ConfigError);
   new RunFolder(config, { overwrite: true })[Symbol.dispose]();
   expect(readMetrics(file("metrics.jsonl"))).toEqual([]);
-  expect(existsSync(file("checkpoint-1"))).toBe(false);
+  expect(["checkpoint-1", ...halfWritten].filter((folder) => existsSync(file(folder)))).toEqual([]);
   expect(readFileSync(file("notes.txt"), "utf8")).toBe("mine");
+  expect(existsSync(file("checkpoint-1-good"))).toBe(true);
+});
+
+test("what the system refuses to take of a line is told with the file", () => {
+  symlinkSync(TAKES_NO_TEXT, file("completions.jsonl"));
+  const run = new RunFolder(config);
+  expect(() => run.writeCompletions(1, [fakeGroup([1, 0])])).toThrow(
+    /run-folder-\w+\/completions\.jsonl: could not be written: EINVAL/,
+  );
+  run[Symbol.dispose]();
 });
 
 test("a dump keeps what JSON cannot say", () => {

@@ -25,7 +25,7 @@ const { rank, world } = place;
 if (onGpu) setDevice(rank);
 const device: Device = onGpu ? `cuda:${rank}` : "cpu";
 const dtype = onGpu ? "bfloat16" : "float32";
-const ranks = joinRanks(place, { nccl: onGpu, timeoutMs: 60_000 });
+const ranks = joinRanks(place, { nccl: onGpu, timeoutMs: 300_000 });
 
 const width = onGpu ? 512 : 32; // on a GPU large enough for collectives to take as long as layers do
 const config = parseConfig({
