@@ -4,7 +4,7 @@ import { ConfigError } from "../errors.ts";
 import { checkBest } from "./best-checkpoints.ts";
 import { checkAlgorithm } from "./check-algorithm.ts";
 import { checkRewards } from "./check-rewards.ts";
-import { checkTrained } from "./lora.ts";
+import { checkTrained } from "./check-trained.ts";
 import type { Config } from "./schema.ts";
 
 export interface Problem {

@@ -1,7 +1,7 @@
 /** What the passes of an update take beside weights, gradients and optimizer: plain arithmetic over a pack's size and a model's shape. */
 
-import { isVisionFrozen, loraOf } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { isVisionFrozen, loraOf } from "../config/trained-parts.ts";
 import type { Packed } from "../model/packed.ts";
 import type { RecomputePlan } from "../model/pass.ts";
 import { patchWidth, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";

@@ -2,8 +2,8 @@
 
 import path from "node:path";
 import { requireData } from "../config/check.ts";
-import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { isVisionFrozen } from "../config/trained-parts.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { readDataset } from "../data/datasets.ts";
 import { PromptLoader } from "../data/loader.ts";

@@ -24,9 +24,9 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { needsReference } from "../config/care.ts";
-import { isVisionFrozen } from "../config/lora.ts";
 import { isOwn } from "../config/rewards.ts";
 import type { Config } from "../config/schema.ts";
+import { isVisionFrozen } from "../config/trained-parts.ts";
 import type { RewardStep } from "../reward/reward-function.ts";
 import { createRewards, type Rewards, startedWith } from "../reward/rewards.ts";
 import { rewardMetrics } from "../reward/statistics.ts";

@@ -7,8 +7,8 @@
  */
 
 import { needsReference } from "../config/care.ts";
-import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { isVisionFrozen } from "../config/trained-parts.ts";
 import type { RecomputePlan } from "../model/pass.ts";
 import { headDim, type Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import { parameterSpecs } from "../model/qwen2vl/parameters.ts";

@@ -2,8 +2,8 @@
 
 import path from "node:path";
 import { namedBase } from "../config/adapter-folder.ts";
-import { loraOf } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { loraOf } from "../config/trained-parts.ts";
 import { CheckpointError } from "../errors.ts";
 import { Adapter, type LoraSettings } from "../model/adapter.ts";
 import { ADAPTER_CONFIG, adapterContent, loadAdapter } from "../model/peft.ts";

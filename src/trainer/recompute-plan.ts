@@ -3,8 +3,8 @@
  * results are the same bits at every level, so the choice may be made anew for each pack, from what is free. Arithmetic alone: a dry run asks too.
  */
 
-import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { isVisionFrozen } from "../config/trained-parts.ts";
 import type { RecomputePlan } from "../model/pass.ts";
 import type { Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import { LEVELS, LORA_LEVELS } from "../model/recompute.ts";

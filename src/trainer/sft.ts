@@ -12,8 +12,8 @@
  */
 
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { isVisionFrozen } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { isVisionFrozen } from "../config/trained-parts.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { DataError } from "../errors.ts";
 import { packGroups } from "../model/packed.ts";

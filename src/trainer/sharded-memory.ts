@@ -1,7 +1,7 @@
 /** What of weights, reference, gradients and optimizer is on each of several ranks: plain arithmetic over a model's shape, no tensor. */
 
-import { loraOf } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { loraOf } from "../config/trained-parts.ts";
 import type { Qwen2VLConfig } from "../model/qwen2vl/config.ts";
 import { adapterSpecs } from "../model/qwen2vl/lora-sites.ts";
 import { parameterSpecs } from "../model/qwen2vl/parameters.ts";

@@ -1,7 +1,8 @@
 /** Which weights of a model a run trains, and how fast: by the parts that trainer.freeze and optimizer.partRates name. */
 
-import { loraOf, type Piece, peakRate, trainedPieces } from "../config/lora.ts";
+import type { Piece } from "../config/lora.ts";
 import type { Config } from "../config/schema.ts";
+import { loraOf, peakRate, trainedPieces } from "../config/trained-parts.ts";
 import type { Parameter } from "../model/parameter.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { PARTS, partOf } from "../model/qwen2vl/parameters.ts";
