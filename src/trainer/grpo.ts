@@ -52,19 +52,17 @@ import { openResidentReference } from "./resident-reference.ts";
 import { learningRate } from "./schedule.ts";
 import {
   closeSession,
-  evaluateSession,
-  exportSession,
   loadPrompts,
   memoryMetrics,
   openSession,
   refuseBatch,
   type Session,
-  saveSession,
+  trainSession,
 } from "./session.ts";
 import { openShardedReference } from "./sharded-reference.ts";
 import { countsInLoss } from "./token-weights.ts";
 import { rateMetrics } from "./trained.ts";
-import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
+import type { TrainHooks, TrainResult } from "./training-loop.ts";
 import type { VisionFeatures } from "./vision-features.ts";
 import { gatherGroups, imbalanceMetrics } from "./whole-batch.ts";
 
@@ -308,20 +306,7 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
       run.reference = reference;
       if (config.trainer.referenceEvery > 0) run.moreFiles = () => reference.files();
     }
-    return await trainingLoop(
-      {
-        steps: run.steps,
-        firstStep: run.firstStep,
-        runStep: (step) => grpoStep(run, step),
-        evaluate: (stopped) => evaluateSession(run, hooks, stopped),
-        save: (step, last, metrics) => saveSession(run, step, last, metrics),
-        checkpoints: run.checkpoints,
-        exportModel: () => exportSession(run),
-      },
-      run.folder,
-      config,
-      hooks,
-    );
+    return await trainSession(run, hooks, (step) => grpoStep(run, step));
   } finally {
     await rewards.close();
     run.reference?.[Symbol.dispose]();

@@ -3,7 +3,7 @@
 import path from "node:path";
 import { bestRule } from "../config/best-checkpoints.ts";
 import { isOwn } from "../config/rewards.ts";
-import { type Config, configSchema } from "../config/schema.ts";
+import type { Config } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { sampleIndices } from "../data/order.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
@@ -34,30 +34,10 @@ import { openPolicy, savePolicy } from "./policy.ts";
 import { measureQuestions, type PlacedSample, QuestionShares } from "./question-shares.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
 import { totalSteps } from "./schedule.ts";
+import { changedKnobs, sharedKnobs } from "./session-knobs.ts";
 import { rateShares, takeTrained } from "./trained.ts";
-import type { TrainHooks } from "./training-loop.ts";
+import { type TrainHooks, type Training, type TrainResult, trainingLoop } from "./training-loop.ts";
 import type { StepPrompts } from "./whole-batch.ts";
-
-/** Knobs that may differ between the sessions of a run without making it another run. */
-const FREE_KNOBS = [
-  /^(device|threads|runDir)$/,
-  /^data\.(workers|prefetch|cacheDir|cacheGib|eval\..*)$/,
-  /^(eval|rendered|tinyModel|distributed)\./,
-  /^trainer\.(saveEvery|saveFinal|keepLast|keepBest|bestMetric|bestGoal|evalEvery|evalLimit|logCompletions)$/,
-  /^trainer\.traceSteps/,
-  /^(model\.recompute|optimizer\.offload)$/, // change no result
-  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
-];
-
-/** Knobs that may differ among the ranks of a job: what they share the machines for, and what leads to no other collective. */
-const OWN_KNOBS = [
-  /^(device|threads|runDir)$/,
-  /^data\.(workers|prefetch|cacheDir|cacheGib)$/,
-  /^distributed\.(?!shard)/,
-  /^trainer\.traceSteps/,
-  /^(model\.recompute|optimizer\.offload)$/,
-  /^rewards\.\d+\.(timeoutS|startTimeoutS|retries|memoryMib|interpreter)$/,
-];
 
 /** An open training run. */
 export interface Session extends Pipeline {
@@ -227,11 +207,19 @@ export async function loadShare(session: Session, step: number, share: readonly 
   return loaded;
 }
 
-export async function evaluateSession(
-  session: Session,
-  hooks: TrainHooks,
-  stopped: () => boolean,
-): Promise<Metrics | null> {
+/** Makes the steps of an open run. Returns after the last one, or after a signal once the step in progress is saved. */
+export function trainSession(session: Session, hooks: TrainHooks, runStep: Training["runStep"]): Promise<TrainResult> {
+  const { steps, firstStep, checkpoints, folder, config } = session;
+  const training: Training = {
+    ...{ steps, firstStep, checkpoints, runStep },
+    evaluate: (stopped) => evaluate(session, hooks, stopped),
+    save: (step, last, metrics) => save(session, step, last, metrics),
+    exportModel: () => exportModel(session),
+  };
+  return trainingLoop(training, folder, config, hooks);
+}
+
+async function evaluate(session: Session, hooks: TrainHooks, stopped: () => boolean): Promise<Metrics | null> {
   const { ranks } = session;
   const share = await evaluateLevels(session.levels, session, {
     limit: session.config.trainer.evalLimit,
@@ -244,7 +232,7 @@ export async function evaluateSession(
 }
 
 /** Begins the checkpoint of a step, whose metrics tell how good it is; resolves when training may go on, with `last` when it is complete. */
-export async function saveSession(session: Session, step: number, last: boolean, metrics: Metrics): Promise<void> {
+async function save(session: Session, step: number, last: boolean, metrics: Metrics): Promise<void> {
   const { config, stage, model, optimizer, samples, badSamples, bad, startWeights, ranks } = session;
   const { torch } = versions();
   const state: TrainState = {
@@ -267,7 +255,7 @@ export async function saveSession(session: Session, step: number, last: boolean,
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files and, in `adapter/`, its adapter beside it. Returns the folder. */
-export function exportSession({ config, folder, model, ranks }: Session): string {
+function exportModel({ config, folder, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
   const write = (temporary: string) => savePolicy(model, temporary, config);
   if (ranks.isFirst) patiently(() => replaceFolder(final, write));
@@ -301,29 +289,4 @@ export function memoryMetrics(): Metrics {
     "memory/live_gib": live.bytes / GIB,
     "memory/peak_gib": (total > 0 ? peak : process.resourceUsage().maxRSS * 1024) / GIB,
   };
-}
-
-/** The knobs that all ranks of a job have alike. */
-export function sharedKnobs(config: Config): Record<string, string> {
-  return Object.fromEntries([...leaves(config)].filter(([knob]) => !OWN_KNOBS.some((own) => own.test(knob))));
-}
-
-/**
- * `optimizer.learningRate: 0.001 -> 0.002` for every knob in which two configs differ, free ones left out. A knob that there was not yet when `before` was
- * saved counts by its default.
- */
-export function changedKnobs(before: Config, now: Config): string[] {
-  const completed = configSchema.safeParse(before);
-  const old = leaves(completed.success ? completed.data : before);
-  const current = leaves(now);
-  return [...new Set([...old.keys(), ...current.keys()])]
-    .filter((knob) => old.get(knob) !== current.get(knob) && !FREE_KNOBS.some((free) => free.test(knob)))
-    .map((knob) => `${knob}: ${old.get(knob) ?? "unset"} -> ${current.get(knob) ?? "unset"}`);
-}
-
-function leaves(value: unknown, prefix = ""): Map<string, string> {
-  if (typeof value !== "object" || value === null) return new Map([[prefix, JSON.stringify(value)]]);
-  return new Map(
-    Object.entries(value).flatMap(([key, inner]) => [...leaves(inner, prefix === "" ? key : `${prefix}.${key}`)]),
-  );
 }

@@ -32,17 +32,15 @@ import { RecomputePlanner } from "./recompute-planner.ts";
 import { learningRate } from "./schedule.ts";
 import {
   closeSession,
-  evaluateSession,
-  exportSession,
   loadPrompts,
   memoryMetrics,
   openSession,
   refuseBatch,
   type Session,
-  saveSession,
+  trainSession,
 } from "./session.ts";
 import { rateMetrics } from "./trained.ts";
-import { type TrainHooks, type TrainResult, trainingLoop } from "./training-loop.ts";
+import type { TrainHooks, TrainResult } from "./training-loop.ts";
 
 interface SftRun extends Session {
   planner: RecomputePlanner;
@@ -147,20 +145,7 @@ export async function trainSft(config: Config, hooks: TrainHooks = {}): Promise<
   const session = await openSession(config, hooks, "sft");
   const run: SftRun = Object.assign(session, { planner: new RecomputePlanner(config, session.model.config) });
   try {
-    return await trainingLoop(
-      {
-        steps: session.steps,
-        firstStep: session.firstStep,
-        runStep: (step) => sftStep(run, step),
-        evaluate: (stopped) => evaluateSession(session, hooks, stopped),
-        save: (step, last, metrics) => saveSession(session, step, last, metrics),
-        checkpoints: session.checkpoints,
-        exportModel: () => exportSession(session),
-      },
-      session.folder,
-      config,
-      hooks,
-    );
+    return await trainSession(session, hooks, (step) => sftStep(run, step));
   } finally {
     await closeSession(session);
   }

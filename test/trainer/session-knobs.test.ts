@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { configSchema } from "../../src/config/schema.ts";
 import { totalSteps } from "../../src/trainer/schedule.ts";
-import { changedKnobs, sharedKnobs } from "../../src/trainer/session.ts";
+import { changedKnobs, sharedKnobs } from "../../src/trainer/session-knobs.ts";
 
 const config = (more: object = {}) => configSchema.parse({ model: { path: "m" }, ...more });
 
