@@ -115,6 +115,19 @@ export function writeCheckpoint(checkpoint: CheckpointToWrite): string {
   return folder;
 }
 
+/** Writes into a complete checkpoint how good it is, and lets `best` point to the best one. @throws CheckpointError when it cannot be written */
+export function rateCheckpoint(runDir: string, step: number, best: BestRule, value: number | undefined): void {
+  const folder = path.join(runDir, `checkpoint-${step}`);
+  const metric = metricOf(best, value);
+  if (metric === undefined || best.count === 0 || !isComplete(folder)) return;
+  try {
+    replaceFile(path.join(folder, MANIFEST), JSON.stringify({ ...readManifest(folder), metric }, null, 1));
+    pointToBest(runDir, bestOf(completeCheckpoints(runDir), best)[0]);
+  } catch (error) {
+    throw asCheckpointError(folder, error);
+  }
+}
+
 /** Writes a rank's part of a checkpoint to a place of its own. @throws CheckpointError when a file cannot be written */
 export function writePart({ runDir, step, rank, files }: PartToWrite): WrittenPart {
   const folder = path.join(runDir, `.part-${step}-${rank}`);

@@ -16,7 +16,13 @@ import { patiently } from "../torch/progress.ts";
 import { scope } from "../torch/scope.ts";
 import type { Metrics } from "../types.ts";
 import type { CheckpointFile } from "./checkpoint.ts";
-import { type CheckpointToWrite, type FileToWrite, writeCheckpoint, writePart } from "./checkpoint-folder.ts";
+import {
+  type CheckpointToWrite,
+  type FileToWrite,
+  rateCheckpoint,
+  writeCheckpoint,
+  writePart,
+} from "./checkpoint-folder.ts";
 import { announceFailure, announcePart, collectParts } from "./checkpoint-parts.ts";
 import { CheckpointThread } from "./checkpoint-thread.ts";
 import { Snapshot } from "./snapshot.ts";
@@ -73,6 +79,12 @@ export class Checkpointer {
       if (hold) await this.saved();
     }
     this.#metrics["time/checkpoint_s"] = secondsSince(start);
+  }
+
+  /** Says how good the checkpoint of a step is, which is complete. */
+  rate(step: number, value: number | undefined): void {
+    const { best } = this.#keep;
+    if (best !== undefined && this.#ranks.isFirst) rateCheckpoint(this.#runDir, step, best, value);
   }
 
   /** To be called before the weights or the optimizer's state change: a device may still be copying them. The host does not wait. */

@@ -69,7 +69,7 @@ export interface ComputedGroup {
 export class RunFolder implements Disposable {
   readonly dir: string;
   /** Files of lines; null in the folder of a rank that follows. */
-  readonly #lines: { metrics: number; completions: number } | null = null;
+  readonly #lines: { metrics: number; completions: number } | null = null; // descriptors
   readonly #follower: number | undefined;
   readonly #endLog: () => void;
 
@@ -110,6 +110,22 @@ export class RunFolder implements Disposable {
 
   writeMetrics(step: number, metrics: Metrics): void {
     if (this.#lines !== null) this.#append("metrics", { step, ...metrics });
+  }
+
+  /** Whether the last line is that of this step and has no evaluation. False in the folder of a rank that follows. */
+  lacksEvaluation(step: number): boolean {
+    const last = this.#lines === null ? undefined : readMetrics(path.join(this.dir, FILES.metrics)).at(-1);
+    return last?.step === step && !Object.keys(last).some((name) => name.startsWith("eval/"));
+  }
+
+  addToLastLine(metrics: Metrics): void {
+    if (this.#lines === null) return;
+    const file = path.join(this.dir, FILES.metrics);
+    const lines = wholeLines(file);
+    lines.push(JSON.stringify({ ...JSON.parse(lines.pop() as string), ...metrics }));
+    replaceFile(file, lines.map((line) => `${line}\n`).join(""));
+    closeSync(this.#lines.metrics);
+    this.#lines.metrics = openSync(file, "a");
   }
 
   writeCompletions(step: number, groups: readonly RolloutGroup[]): void {

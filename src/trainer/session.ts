@@ -214,6 +214,7 @@ export function trainSession(session: Session, hooks: TrainHooks, runStep: Train
     ...{ steps, firstStep, checkpoints, runStep },
     evaluate: (stopped) => evaluate(session, hooks, stopped),
     save: (step, last, metrics) => save(session, step, last, metrics),
+    rate: (step, metrics) => checkpoints.rate(step, metrics[bestRule(config, session.stage).metric]),
     exportModel: () => exportModel(session),
   };
   return trainingLoop(training, folder, config, hooks);

@@ -59,6 +59,8 @@ export interface Training {
    * step, an evaluation's among them where one was made.
    */
   save(stepsDone: number, last: boolean, metrics: Metrics): Promise<void>;
+  /** Tells of a step's checkpoint how good it is, once it is complete. */
+  rate(stepsDone: number, metrics: Metrics): void;
   /** Those that are written while steps are made. */
   checkpoints: Pick<Checkpointer, "check" | "saved" | "takeMetrics">;
   /** Writes the trained model; returns its folder. */
@@ -70,6 +72,7 @@ export interface Training {
  * `finished: false`. A second signal ends the process at once.
  * A step's line is written before its checkpoint, so every line up to a checkpoint's step is there when a run resumes from it; what a
  * checkpoint took stands in a later step's line. One that fails ends the run at the end of the step in which it does.
+ * An evaluation that a signal has cut short is made by the run that goes on from there, before its first step.
  */
 export async function trainingLoop(
   training: Training,
@@ -92,6 +95,14 @@ export async function trainingLoop(
   try {
     const before = done === 0 && evalEvery > 0 ? await training.evaluate(stop.requested) : null;
     if (before !== null) folder.writeMetrics(0, before);
+    if (done > 0 && isEvalDue(done) && ranks.any(folder.lacksEvaluation(done))) {
+      beginOperation("evaluation");
+      const late = await training.evaluate(stop.requested);
+      if (late !== null) {
+        training.rate(done, late);
+        folder.addToLastLine(late); // last: a run that is killed before asks again
+      }
+    }
     const eta = new Eta();
     while (done < steps && !agreeOnStop()) {
       beginStep(done + 1);

@@ -18,13 +18,13 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { type BestRule, bestRule } from "../../src/config/best-checkpoints.ts";
 import { checkConfig } from "../../src/config/check.ts";
-import { configSchema } from "../../src/config/schema.ts";
+import { type Config, configSchema } from "../../src/config/schema.ts";
 import { CheckpointError } from "../../src/errors.ts";
 import { readManifest, writeCheckpoint } from "../../src/trainer/checkpoint-folder.ts";
 import { trainGrpo } from "../../src/trainer/grpo.ts";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { spawnRanks } from "../distributed/spawn-ranks.ts";
-import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
+import { deterministic, makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -194,6 +194,34 @@ test("a training run compares by its evaluations, in steps that have one, also w
     "metric.name",
     "reward/mean",
   );
+});
+
+test("an evaluation that a signal cuts short counts once the run goes on, as if nothing had been", async () => {
+  const trainer = { steps: 4, saveEvery: 2, evalEvery: 2, evalLimit: 8, keepLast: 1, keepBest: 1, questionsPerStep: 2 };
+  const [straight, stopped] = ["evaluated straight", "evaluated late"].map((name) =>
+    tinyConfig(world, name, { trainer, eval: { batchSize: 2 } }),
+  ) as [Config, Config];
+  await trainGrpo(straight);
+  let made = 0;
+  const stop = {
+    onProgress: ({ step }: { step: number }) => {
+      made = step;
+    },
+    onEvalProgress: () => void (made === 2 && process.emit("SIGTERM", "SIGTERM")),
+  };
+  expect(await trainGrpo(stopped, stop)).toMatchObject({ step: 2, finished: false });
+  const lines = (config: Config) => readMetrics(path.join(config.runDir, "metrics.jsonl")).map(deterministic);
+  expect(lines(stopped).at(-1)).not.toHaveProperty(["eval/easy/accuracy"]);
+  expect(present(stopped.runDir)).toMatchObject({ steps: [2], best: null });
+  await trainGrpo(stopped, { resume: true });
+  expect(lines(stopped)).toEqual(lines(straight));
+  expect(present(stopped.runDir)).toMatchObject({ best: present(straight.runDir).best });
+  for (const { runDir } of [straight, stopped]) {
+    const { steps } = present(runDir);
+    expect(steps.map((step) => readManifest(path.join(runDir, `checkpoint-${step}`)).metric?.name)).toEqual(
+      steps.map(() => "eval/easy/accuracy"),
+    );
+  }
 });
 
 const parsed = (trainer: object) =>

@@ -20,6 +20,7 @@ class Diary implements Training {
   readonly steps: number;
   readonly firstStep: number;
   onStep = (_step: number) => {};
+  onEval = () => {};
   constructor(steps: number, firstStep = 0) {
     this.steps = steps;
     this.firstStep = firstStep;
@@ -29,12 +30,16 @@ class Diary implements Training {
     this.onStep(step);
     return { loss: step };
   }
-  async evaluate() {
+  async evaluate(stopped: () => boolean) {
     this.entries.push("eval");
-    return { "eval/L1/accuracy": 0.5 };
+    this.onEval();
+    return stopped() ? null : { "eval/L1/accuracy": 0.5 };
   }
   async save(done: number, last: boolean) {
     this.entries.push(last ? `last save ${done}` : `save ${done}`);
+  }
+  rate(done: number, metrics: Metrics) {
+    this.entries.push(`rate ${done} ${metrics["eval/L1/accuracy"]}`);
   }
   checkpoints = {
     check: () => {},
@@ -47,9 +52,9 @@ class Diary implements Training {
   }
 }
 
-async function run(diary: Diary, trainer: Partial<Config["trainer"]>) {
+async function run(diary: Diary, trainer: Partial<Config["trainer"]>, options: { resumeAt?: number } = {}) {
   const config = configSchema.parse({ model: { path: "unused" }, runDir, trainer });
-  using folder = new RunFolder(config);
+  using folder = new RunFolder(config, options);
   return await trainingLoop(diary, folder, config, {});
 }
 
@@ -92,6 +97,29 @@ test("a signal lets the step finish, then saves; a second later the handlers are
   expect(diary.entries).toEqual(["eval", "step 0", "step 1", "step 2", "step 3", "last save 4", "all saved"]);
   process.emit("SIGTERM", "SIGTERM"); // the same request, passed on late: nothing happens
   await vi.waitFor(() => expect(process.listenerCount("SIGTERM")).toBe(before), { timeout: 60_000 });
+});
+
+test("an evaluation that a signal cuts short is made when the run goes on, and told of the checkpoint", async () => {
+  const stopped = new Diary(5);
+  let evaluations = 0;
+  stopped.onEval = () => void (++evaluations === 2 && process.emit("SIGTERM", "SIGTERM"));
+  expect(await run(stopped, { saveEvery: 0, evalEvery: 2 })).toMatchObject({ step: 2, finished: false });
+  expect(stopped.entries.join(", ")).toBe("eval, step 0, step 1, eval, last save 2, all saved");
+  for (const again of [1, 2]) {
+    const resumed = new Diary(5, 2);
+    if (again === 1) resumed.onEval = () => void process.emit("SIGTERM", "SIGTERM"); // cut short once more
+    await run(resumed, { saveEvery: 0, evalEvery: 2 }, { resumeAt: 2 });
+    const rest = "rate 2 0.5, step 2, step 3, eval, step 4, eval, last save 5, all saved, export";
+    expect(resumed.entries.join(", ")).toBe(again === 1 ? "eval, all saved" : `eval, ${rest}`);
+  }
+  expect(readMetrics(path.join(runDir, "metrics.jsonl"))).toEqual([
+    { step: 0, "eval/L1/accuracy": 0.5 },
+    { step: 1, loss: 0 },
+    { step: 2, loss: 1, "eval/L1/accuracy": 0.5 },
+    { step: 3, loss: 2 },
+    { step: 4, loss: 3, "eval/L1/accuracy": 0.5 },
+    { step: 5, loss: 4, "eval/L1/accuracy": 0.5 },
+  ]);
 });
 
 test("an error in a step is passed on, and handlers are taken off", async () => {
