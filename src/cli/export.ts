@@ -1,4 +1,4 @@
-import { existsSync, readdirSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import path from "node:path";
 import type { Argv } from "yargs";
 import { ConfigError } from "../errors.ts";
@@ -27,7 +27,10 @@ export async function handler(flags: Flags): Promise<void> {
   const config = configToRun(flags);
   if (config === undefined) return;
   const out = path.resolve(flags.out);
-  if (existsSync(out) && readdirSync(out).length > 0)
+  const there = statSync(out, { throwIfNoEntry: false });
+  if (there !== undefined && !there.isDirectory())
+    throw new ConfigError(`--out ${flags.out}: is a file; name a folder that is new or empty`);
+  if (there !== undefined && readdirSync(out).length > 0)
     throw new ConfigError(`--out ${flags.out}: the folder is not empty; name another one`);
   const { applyDevice, openModel } = await import("../trainer/assemble.ts");
   const { replaceFolder } = await import("../trainer/files.ts");

@@ -17,6 +17,8 @@ const KINDS = ["image", "video"] as const;
 const PIXEL_RULES = 2;
 const SUFFIX = ".frames";
 const UNFINISHED = ".tmp";
+/** Of put(): the folder may hold files of other programs. */
+const UNFINISHED_NAME = /\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.tmp$/;
 /** An entry is written in seconds: one that is still unfinished after so long was a killed process's. */
 const ABANDONED_MS = 3_600_000;
 /** The folder is looked at again after own writes of this share of the limit: other threads and processes write, too. */
@@ -122,7 +124,7 @@ export class FrameCache {
 
   async #list(): Promise<{ path: string; bytes: number; usedMs: number }[]> {
     const all = await readdir(this.#folder);
-    await Promise.all(all.filter((name) => name.endsWith(UNFINISHED)).map((name) => this.#removeAbandoned(name)));
+    await Promise.all(all.filter((name) => UNFINISHED_NAME.test(name)).map((name) => this.#removeAbandoned(name)));
     const names = all.filter((name) => name.endsWith(SUFFIX));
     const entries = await Promise.all(
       names.map(async (name) => {

@@ -44,7 +44,7 @@ async function* linesOf(input: Readable): AsyncGenerator<string> {
     rest = lines.pop() as string;
     yield* lines;
   }
-  if (rest !== "") yield rest;
+  if (rest !== "") yield* rest.split(/\r(?=.)/s); // one that stood at the end of a chunk may not have been half of a \r\n
 }
 
 function parse(file: string, line: number, text: string): Record<string, unknown> | DataError {

@@ -124,10 +124,11 @@ function jobOf(file: string, spec: AblationSpec, set: readonly string[], variant
     throw new ConfigError(`${file}: ${at} trains nothing, so evaluate must be set`);
   const saved = spec.keepModels ? [] : ["trainer.saveEvery=0", `trainer.saveFinal=${spec.evaluate || isSource}`];
   const from = own.from === undefined ? [] : fromSet(spec.runDir, own.from, seed);
+  const merged = own.from === undefined ? [] : ["model.adapter=null"]; // into what it starts from; one of its own is another
   try {
     const config = loadConfig({
       files: [...spec.config, ...own.config],
-      set: [...saved, ...assignments(spec.set), ...set, ...assignments(own.set), ...from, `seed=${seed}`],
+      set: [...saved, ...assignments(spec.set), ...set, ...merged, ...assignments(own.set), ...from, `seed=${seed}`],
     });
     if (spec.evaluate && Object.keys(config.data.eval).length === 0)
       throw new ConfigError("evaluate is set, but data.eval is empty");

@@ -195,7 +195,9 @@ function trainOrder({ command }: Job, folder: string) {
 
 function evalOrder({ command }: Job, folder: string) {
   const model = path.join(folder, "final");
-  const trained = ["--set", `model.path=${JSON.stringify(model)}`, "--set", "model.init=pretrained"];
+  // model.adapter is merged into what was trained
+  const knobs = [`model.path=${JSON.stringify(model)}`, "model.init=pretrained", "model.adapter=null"];
+  const trained = knobs.flatMap((knob) => ["--set", knob]);
   const args = ["eval", "--config", `${folder}.yaml`, ...(command === "none" ? [] : trained)];
   return { args, runDir: evalFolder(folder), evaluates: true };
 }

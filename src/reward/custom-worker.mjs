@@ -1,11 +1,21 @@
 /**
  * Entry point of a reward's worker thread: imports the module it is told, then answers one message per call with the replies of
- * runner.ts (RunnerReply). Plain JavaScript, because a thread starts without the main thread's TypeScript loader.
+ * runner.ts (RunnerReply); what the module prints is sent as `printed`. Plain JavaScript, because a thread starts without the main thread's TypeScript loader.
  */
 
 import { parentPort, workerData } from "node:worker_threads";
 
 const describe = (cause) => (cause instanceof Error ? (cause.stack ?? cause.message) : String(cause));
+
+// Standard output is for the results of commands. By messages: a main thread that reads a worker's streams cannot end while the worker lives.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.write = (chunk, encoding, done) => {
+    const [name, callback] = typeof encoding === "function" ? [undefined, encoding] : [encoding, done];
+    parentPort.postMessage({ printed: typeof chunk === "string" ? Buffer.from(chunk, name) : chunk });
+    if (callback !== undefined) queueMicrotask(() => callback());
+    return true;
+  };
+}
 
 try {
   const score = (await loadModule(workerData.url)).default;

@@ -5,6 +5,7 @@
 
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
+import { PassThrough } from "node:stream";
 import { pathToFileURL } from "node:url";
 import { Worker } from "node:worker_threads";
 import { ConfigError } from "../errors.ts";
@@ -47,17 +48,22 @@ export class CustomReward extends RunnerReward {
       workerData: { url: pathToFileURL(this.#file).href, call },
       execArgv: [],
       resourceLimits: { maxOldGenerationSizeMb: memoryMib },
-      stdout: true, // standard output is for the results of commands
-      stderr: true,
     });
-    for (const stream of [worker.stdout, worker.stderr]) eachLine(stream, (line) => log.info({ reward: name }, line));
-    worker.on("message", (message: RunnerReply) => reply(message));
+    const printed = new PassThrough();
+    eachLine(printed, (line) => log.info({ reward: name }, line));
+    worker.on("message", (message: RunnerReply | { printed: Uint8Array }) => {
+      if ("printed" in message) printed.write(message.printed);
+      else reply(message);
+    });
     worker.on("error", (cause: NodeJS.ErrnoException) => {
       const full = cause?.code === "ERR_WORKER_OUT_OF_MEMORY";
       const problem = full ? `its heap is full: ${memoryMib} MiB, the memoryMib of this reward` : messageOf(cause);
       died(problem, cause);
     });
-    worker.on("exit", (code) => died(`it ended its thread (exit code ${code})`));
+    worker.on("exit", (code) => {
+      printed.end();
+      died(`it ended its thread (exit code ${code})`);
+    });
     worker.unref();
     return {
       send: ({ args, step }) => worker.postMessage({ args, step }),

@@ -50,10 +50,8 @@ export function replaceFolder(folder: string, fill: (temporary: string) => void)
   const parent = path.dirname(folder);
   const hidden = `.${path.basename(folder)}.`;
   mkdirSync(parent, { recursive: true });
-  for (const name of readdirSync(parent)) {
-    if (name.startsWith(hidden)) rmSync(path.join(parent, name), { recursive: true });
-  }
-  const temporary = path.join(parent, `${hidden}tmp`);
+  const [temporary, old] = ["tmp", "old"].map((end) => path.join(parent, hidden + end)) as [string, string];
+  for (const earlier of [temporary, old]) rmSync(earlier, { recursive: true, force: true }); // no others: .env.local is not ours beside `env`
   mkdirSync(temporary);
   try {
     fill(temporary);
@@ -63,7 +61,6 @@ export function replaceFolder(folder: string, fill: (temporary: string) => void)
     throw error;
   }
   if (existsSync(folder)) {
-    const old = path.join(parent, `${hidden}old`);
     renameSync(folder, old);
     renameSync(temporary, folder);
     rmSync(old, { recursive: true });

@@ -320,6 +320,8 @@ test("a record is what stands between line ends, whatever its strings hold and w
       expect(samples.map(({ source }) => source.line)).toEqual([1, 3]);
       expect(samples.map(({ fields }) => fields)).toEqual([JSON.parse(long), JSON.parse(record("2"))]);
     }
+    writeFileSync(file, `${long}\r${record("2")}`); // nothing to cut at in the last piece
+    expect((await readDataset({ file, format: "generic" })).map(({ source }) => source.line)).toEqual([1, 2]);
   }
 });
 

@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { readdirSync, readFileSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
@@ -75,11 +76,12 @@ test("the limit holds where several write", async () => {
   expect(most).toBeLessThanOrEqual(limit);
 });
 
-test("what killed processes left unfinished goes, what is being written stays", async () => {
-  for (const name of ["lost", "new"]) writeFileSync(join(folder.path, `${name}.1.tmp`), "half");
-  utimesSync(join(folder.path, "lost.1.tmp"), 1, 1);
+test("what killed processes left unfinished goes, what is being written and what others have there stays", async () => {
+  const [lost, fresh] = ["lost", "new"].map((key) => `${key}.${randomUUID()}.tmp`) as [string, string];
+  for (const name of [lost, fresh, "not-ours.tmp"]) writeFileSync(join(folder.path, name), "half");
+  for (const name of [lost, "not-ours.tmp"]) utimesSync(join(folder.path, name), 1, 1);
   await new FrameCache(folder.path, 1e9).put("k", media);
-  expect(entries()).toEqual(["k.frames", "new.1.tmp"]);
+  expect(entries()).toEqual(["k.frames", fresh, "not-ours.tmp"]);
 });
 
 test("the key changes with the file, the frames asked for and the size", async () => {

@@ -45,6 +45,8 @@ test("the best adapter, merged: the model that its run wrote at the end", async 
 
   expect(await exported("merged", ...from)).toBe(1);
   expect(err.text).toContain("the folder is not empty");
+  expect(await exported("merged/config.json", ...from)).toBe(1);
+  expect(err.text).toContain("config.json: is a file");
 });
 
 test("an adapter over another one names no model: the one that model.path alone would be is not its own", async () => {

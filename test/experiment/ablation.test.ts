@@ -92,6 +92,17 @@ test("with eval.consistency: how often answers follow from their reasoning, of a
   }
 });
 
+test("an adapter that is part of the base is merged once: not again into what was trained over it", async () => {
+  const own = { from: "sft", set: { "model.adapter": "another" } };
+  const variants = { vanilla: { command: "none" }, sft: { command: "sft" }, grpo: { from: "sft" }, own };
+  const set = { "data.eval": { L1: { file: "none", format: "generic" } }, "model.adapter": "adapter" };
+  const file = write("over an adapter", { seeds: [1], metrics: [], variants, set });
+  const adapters = readAblation(file).jobs.map(({ variant, config }) => [variant, config.model.adapter]);
+  expect(Object.fromEntries(adapters)).toEqual({ vanilla: "adapter", sft: "adapter", grpo: undefined, own: "another" });
+  const { jobs } = await run(file);
+  expect(jobs.map(({ status, reason }) => reason ?? status)).toEqual(["finished", "finished", "finished", "finished"]);
+});
+
 test("pictures: every variant's mean and seeds, and figures over a knob", async () => {
   const variant = (command: string, klCoef: number) => ({ command, set: { "trainer.klCoef": klCoef } });
   const file = write("drawn", {

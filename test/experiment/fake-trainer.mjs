@@ -22,6 +22,8 @@ if (command === "eval") {
   // The better the setting, the more of the same 40 questions are right; which ones differ by seed. The reasoning of every fourth names the other answer.
   const model = flags.find((text) => text.startsWith("model.path="));
   if (model !== undefined) readFileSync(`${JSON.parse(model.slice("model.path=".length))}/knobs.json`);
+  if (model !== undefined && config.model.adapter !== undefined && !flags.includes("model.adapter=null"))
+    throw new Error("model.adapter would be merged into the trained model once more");
   const share = 1 - config.trainer.klCoef * 5;
   const answers = Array.from({ length: 40 }, (_, i) => {
     const right = ((i * 17 + config.seed * 3) % 40) / 40 < share;

@@ -1,6 +1,8 @@
+import { execFile } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, expect, test } from "vitest";
 import { RewardError } from "../../src/errors.ts";
 import { createRewards } from "../../src/reward/rewards.ts";
@@ -177,3 +179,22 @@ test("calls at the same time keep their own results", async () => {
   await rewards.close();
   expect(groups.map((group) => group.rewards)).toEqual([[1], [2], [3]]);
 });
+
+test("a module that is loaded, and prints, does not keep the process alive; what it prints is logged", async () => {
+  const path = join(folder, "chatty.mjs");
+  writeFileSync(
+    path,
+    "console.log('geladen: ä'); process.stderr.write('half '); process.stderr.write('a line\\n'); export default () => [1];",
+  );
+  const program = `
+    import { createRewards } from ${JSON.stringify(join(import.meta.dirname, "../../src/reward/rewards.ts"))};
+    await createRewards([{ name: "chatty", path: ${JSON.stringify(path)}, weight: 1 }]).start();`;
+  const args = ["--import", "tsx", "--input-type=module", "--eval", program];
+  const { stdout, stderr } = await promisify(execFile)(process.execPath, args, { timeout: 60_000 });
+  expect(stdout).toBe("");
+  const lines = stderr.trim().split("\n");
+  expect(lines.map((line) => JSON.parse(line))).toMatchObject([
+    { reward: "chatty", msg: "geladen: ä" },
+    { reward: "chatty", msg: "half a line" },
+  ]);
+}, 90_000);
