@@ -2,7 +2,7 @@
 
 import type { Config } from "../config/schema.ts";
 import { Tokenizer } from "../data/tokenizer.ts";
-import type { ScoredGroup } from "../reward/batch.ts";
+import { fieldNamesOf, type ScoredGroup } from "../reward/batch.ts";
 import { createRewards, startedWith } from "../reward/rewards.ts";
 import type { Sample } from "../types.ts";
 import { lastTurnIds } from "./last-turn.ts";
@@ -15,9 +15,10 @@ export async function scoreRewards(config: Config, samples: readonly Sample[], o
   try {
     using output = openOutput(outputFile);
     const { batchSize } = config.eval;
+    const fields = fieldNamesOf(samples);
     for (let start = 0; start < samples.length; start += batchSize) {
       const groups = samples.slice(start, start + batchSize).map((sample) => groupOf(sample, tokenizer));
-      await rewards.score(groups);
+      await rewards.score(groups, undefined, fields);
       for (const {
         prompt,
         rewards: [reward],
