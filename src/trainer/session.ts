@@ -4,6 +4,7 @@ import path from "node:path";
 import { bestRule } from "../config/best-checkpoints.ts";
 import type { Config } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
+import { responseOf } from "../data/chat.ts";
 import { sampleIndices } from "../data/order.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { CheckpointError, NumericsError } from "../errors.ts";
@@ -68,7 +69,9 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const state = checkpoint === undefined ? null : patiently(() => readCheckpoint(checkpoint, stage));
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
-  if (stage === "grpo") {
+  if (stage === "sft")
+    samples.forEach(responseOf); // now, not in the step that asks the record
+  else {
     checkGoldOfRewards(config.rewards, samples, "data.train", { firstLetter: config.compat.firstLetterReward });
   }
   ranks.requireSame({
