@@ -78,7 +78,7 @@ function readPart(fields: Fields, path: string, part: unknown, root: string): Co
   throw fields.error(`${path} must be a text, image or video part, got ${JSON.stringify(part)?.slice(0, 80)}`);
 }
 
-function mediaIn(content: ChatMessage["content"]): boolean {
+export function mediaIn(content: ChatMessage["content"]): boolean {
   return typeof content !== "string" && content.some(({ type }) => type !== "text");
 }
 
