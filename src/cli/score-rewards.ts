@@ -2,22 +2,27 @@
 
 import type { Config } from "../config/schema.ts";
 import { Tokenizer } from "../data/tokenizer.ts";
-import type { ScoredGroup } from "../reward/batch.ts";
+import { fieldNamesOf, type ScoredGroup } from "../reward/batch.ts";
+import { checkGoldOfRewards } from "../reward/gold.ts";
 import { createRewards, startedWith } from "../reward/rewards.ts";
 import type { Sample } from "../types.ts";
 import { lastTurnIds } from "./last-turn.ts";
 import { openOutput } from "./output.ts";
 
-/** @throws ConfigError, RewardError as training would */
-export async function scoreRewards(config: Config, samples: readonly Sample[], outputFile: string): Promise<void> {
-  const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward });
+/** @throws ConfigError, DataError, RewardError as training would */
+export async function scoreRewards(config: Config, chats: readonly Sample[], outputFile: string): Promise<void> {
+  const firstLetter = config.compat.firstLetterReward;
+  const samples = chats.map(withStatedGold);
+  checkGoldOfRewards(config.rewards, samples, "--input", { firstLetter });
+  const rewards = createRewards(config.rewards, { firstLetter });
   const tokenizer = await startedWith(rewards, () => Tokenizer.load(config.model.path));
   try {
     using output = openOutput(outputFile);
     const { batchSize } = config.eval;
+    const fields = fieldNamesOf(samples);
     for (let start = 0; start < samples.length; start += batchSize) {
       const groups = samples.slice(start, start + batchSize).map((sample) => groupOf(sample, tokenizer));
-      await rewards.score(groups);
+      await rewards.score(groups, undefined, fields);
       for (const {
         prompt,
         rewards: [reward],
@@ -38,6 +43,15 @@ export async function scoreRewards(config: Config, samples: readonly Sample[], o
   } finally {
     await rewards.close();
   }
+}
+
+/**
+ * The last turn is what is judged here, so it is no source of the gold answer, which a chat for SFT takes from its response where it has
+ * no solution: every such turn would be right.
+ */
+function withStatedGold(chat: Sample): Sample {
+  const { solution } = chat.fields;
+  return { ...chat, solution: typeof solution === "string" ? solution : "" };
 }
 
 function groupOf(sample: Sample, tokenizer: Tokenizer): ScoredGroup {

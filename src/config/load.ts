@@ -11,7 +11,7 @@ import { checkConfig } from "./check.ts";
 import { nearest } from "./nearest.ts";
 import { type Config, configSchema } from "./schema.ts";
 import { configTree, defaultOf, knobPaths, type Node, nodeAt } from "./schema-tree.ts";
-import { parseYaml, readText } from "./yaml.ts";
+import { firstLine, parseYaml, readText } from "./yaml.ts";
 
 export interface ConfigSources {
   /** YAML files, in the order of `--config`. */
@@ -94,7 +94,7 @@ function applySet(merged: Tree, assignment: string, origins: Origins): void {
   try {
     value = YAML.parse(assignment.slice(equals + 1));
   } catch (error) {
-    const reason = (error as Error).message.split("\n")[0];
+    const reason = firstLine(error as Error);
     throw new ConfigError(`--set ${assignment}: the value is not valid YAML: ${reason}`, { assignment });
   }
   assign(merged, path, value, `--set ${assignment}`, origins);

@@ -35,6 +35,7 @@ export function parseYaml(text: string, file: string): YamlText {
   }
 }
 
-function firstLine({ message }: Error): string | undefined {
-  return message.split("\n")[0];
+/** What a message of the parser says above the lines that it quotes. */
+export function firstLine({ message }: Error): string {
+  return (message.split("\n")[0] as string).replace(/:$/, "");
 }

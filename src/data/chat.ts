@@ -4,6 +4,7 @@
  */
 
 import { isAbsolute, join } from "node:path";
+import { DataError } from "../errors.ts";
 import type { ChatMessage, ContentPart, Sample } from "../types.ts";
 import type { Fields, ReadContext } from "./fields.ts";
 
@@ -22,6 +23,12 @@ export function chatSample(fields: Fields, id: string, context: ReadContext): Sa
   if (mediaIn(last.content)) throw fields.error("the last turn, which is the response, must be text");
   const response = textOf(last.content);
   return sample(fields, id, context, messages.slice(0, -1), response);
+}
+
+/** The response that SFT learns. @throws DataError for a record without one */
+export function responseOf({ response, source, id }: Sample): string {
+  if (response !== undefined) return response;
+  throw new DataError({ ...source, sampleId: id }, "has no response to learn; SFT needs one in every record");
 }
 
 function sample(
@@ -71,7 +78,7 @@ function readPart(fields: Fields, path: string, part: unknown, root: string): Co
   throw fields.error(`${path} must be a text, image or video part, got ${JSON.stringify(part)?.slice(0, 80)}`);
 }
 
-function mediaIn(content: ChatMessage["content"]): boolean {
+export function mediaIn(content: ChatMessage["content"]): boolean {
   return typeof content !== "string" && content.some(({ type }) => type !== "text");
 }
 

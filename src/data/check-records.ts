@@ -2,6 +2,7 @@
 
 import { DataError, GroveError, placeName } from "../errors.ts";
 import type { RecordPlace, Sample } from "../types.ts";
+import { mediaIn } from "./chat.ts";
 import { type DataSource, type RecordOptions, readRecords } from "./datasets.ts";
 
 /** What may be wrong with a record. The first group makes a run skip the record or stop at it, the second is only worth knowing. */
@@ -20,6 +21,7 @@ export const NOTE_KINDS = [
   "gold letter not among the options",
   "answer contradicts the gold letter",
   "response without a gold answer",
+  "media in a field that is not read",
 ] as const;
 export type ProblemKind = (typeof BAD_KINDS)[number] | (typeof NOTE_KINDS)[number];
 
@@ -82,6 +84,13 @@ function* doubts(
   { solution, response, messages, fields }: Sample,
   goldOf: ((solution: string) => string) | null,
 ): Generator<[ProblemKind, string]> {
+  const unread = messages.some(({ content }) => mediaIn(content)) ? undefined : mediaField(fields);
+  if (unread !== undefined) {
+    yield [
+      "media in a field that is not read",
+      `asked without any video or image, although it has a field ${JSON.stringify(unread)}`,
+    ];
+  }
   const gold = goldOf?.(solution) ?? solution.replaceAll(/<\/?answer>/g, "").trim();
   if (gold === "" && goldOf !== null) {
     if (response === undefined) yield ["no gold answer", "has no answer, so accuracy cannot judge it"];
@@ -108,6 +117,12 @@ function* doubts(
     const chosen = JSON.stringify(options.get(letter));
     yield ["answer contradicts the gold letter", `answer is ${JSON.stringify(answer)}, choice ${marked} is ${chosen}`];
   }
+}
+
+/** The name of a field that seems to hold what `video` or `image` should: `videos`, `image_path`. */
+function mediaField(fields: Sample["fields"]): string | undefined {
+  const isFile = (value: unknown) => typeof value === "string" && /\.\w{2,5}$/.test(value);
+  return Object.keys(fields).find((name) => /video|image/i.test(name) && [fields[name]].flat().some(isFile));
 }
 
 function kindOf(error: unknown): ProblemKind {

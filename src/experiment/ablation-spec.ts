@@ -11,7 +11,9 @@ import { assignments, commonKeys, knobValues, readSpec, refuseReserved } from ".
 const variant = z.strictObject({
   set: knobValues.default({}).meta({ description: "Knobs of this variant, over those of every run." }),
   config: z
-    .union([z.string().transform((file) => [file]), z.array(z.string())])
+    .union([z.string().transform((file) => [file]), z.array(z.string())], {
+      error: "expected a config file or a list of them",
+    })
     .default([])
     .meta({ description: "Config files after those of every run." }),
   command: z

@@ -17,7 +17,12 @@ const range = z.strictObject({
 
 /** `[a, b]`, `{ values: [a, b] }` or `{ min, max, scale: linear | log, step, points }`. */
 export const spaceSchema = z
-  .record(z.string(), z.union([values, z.strictObject({ values }), range]))
+  .record(
+    z.string(),
+    z.union([values, z.strictObject({ values }), range], {
+      error: "expected [a, b], { values: [a, b] } or { min, max, scale: linear or log, step, points } with numbers",
+    }),
+  )
   .refine((space) => Object.keys(space).length > 0, "names no knob to vary");
 
 /** A knob with a list of values: an order among them means nothing. */

@@ -23,7 +23,9 @@ export const knobValues = z.record(z.string(), z.unknown());
 export const commonKeys = {
   command: z.enum(["grpo", "sft"]).default("grpo").meta({ description: "What a run is." }),
   config: z
-    .union([z.string().transform((file) => [file]), z.array(z.string()).min(1)])
+    .union([z.string().transform((file) => [file]), z.array(z.string()).min(1)], {
+      error: "expected a config file or a list of them",
+    })
     .meta({ description: "Config file or files of every run, later ones win." }),
   set: knobValues.default({}).meta({ description: "Knobs of every run, over those of the config." }),
   runDir: z.string().meta({ description: "Folder of everything: journal, runs, results." }),

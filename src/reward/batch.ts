@@ -21,26 +21,34 @@ export interface ScoredGroup {
 /** What is scored with one call of each function. */
 export interface RewardBatch {
   rows: readonly ScoredRow[]; // [N], group by group
+  columns: Record<string, unknown[]>; // [N] each, the records' fields by name; undefined where a record lacks one
   args: RewardArgs; // the same as modules and built-in functions get it
   step: RewardStep;
 }
 
-export function batchOf(groups: readonly ScoredGroup[], step: RewardStep): RewardBatch {
+/** @param fields names that have a column even where no record of this batch has such a field: those of all records that may be asked */
+export function batchOf(groups: readonly ScoredGroup[], step: RewardStep, fields: readonly string[] = []): RewardBatch {
   const rows = groups.flatMap(({ prompt, completions }) => {
     return completions.map((completion) => ({ sample: prompt.sample, completion }));
   });
-  return { rows, args: argsOf(rows), step };
+  const columns = columnsOf(rows, [...fields, ...fieldNamesOf(groups.map(({ prompt }) => prompt.sample))]);
+  return { rows, columns, args: argsOf(rows, columns), step };
 }
 
-/** An array per field of any record; undefined where a record lacks it. */
-export function columnsOf(rows: readonly ScoredRow[]): Record<string, unknown[]> {
-  const names = new Set(rows.flatMap(({ sample }) => Object.keys(sample.fields)));
-  return Object.fromEntries([...names].map((name) => [name, rows.map(({ sample }) => sample.fields[name])]));
+/** The names of the fields that any of the records has. */
+export function fieldNamesOf(samples: readonly Sample[]): string[] {
+  const names = new Set<string>();
+  for (const { fields } of samples) for (const name of Object.keys(fields)) names.add(name);
+  return [...names];
 }
 
-function argsOf(rows: readonly ScoredRow[]): RewardArgs {
+function columnsOf(rows: readonly ScoredRow[], names: readonly string[]): Record<string, unknown[]> {
+  return Object.fromEntries(names.map((name) => [name, rows.map(({ sample }) => sample.fields[name])]));
+}
+
+function argsOf(rows: readonly ScoredRow[], columns: Record<string, unknown[]>): RewardArgs {
   return {
-    ...columnsOf(rows),
+    ...columns,
     prompts: rows.map(({ sample }) => sample.messages),
     completions: rows.map(({ completion }) => completion.text),
     completionMessages: rows.map(({ completion }) => [{ role: "assistant", content: completion.text }]),

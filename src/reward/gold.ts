@@ -1,3 +1,4 @@
+import { isOwn, type RewardFunctionConfig } from "../config/rewards.ts";
 import { DataError } from "../errors.ts";
 import { log } from "../log.ts";
 import type { Sample } from "../types.ts";
@@ -45,5 +46,20 @@ export function checkGoldAnswers(
     const fields = { set, questions: open.length, example: open[0]?.solution };
     const rule = firstLetter ? "compares their first characters only" : "wants them word for word";
     log.warn(fields, `gold answers that are no plain letter: accuracy ${rule}`);
+  }
+}
+
+/** The same for every reward of a config that compares with the gold answer. */
+export function checkGoldOfRewards(
+  rewards: readonly RewardFunctionConfig[],
+  samples: readonly Sample[],
+  set: string,
+  { firstLetter }: { firstLetter: boolean },
+): void {
+  for (const reward of rewards) {
+    const { name } = reward;
+    if (!isOwn(reward) && (name === "accuracy" || name === "math")) {
+      checkGoldAnswers(samples, set, { firstLetter, reward: name });
+    }
   }
 }

@@ -24,9 +24,10 @@ export interface Rewards {
   /**
    * Fills `rewards` (weighted sum of the functions that apply; NaN where none with a weight does), `rewardBreakdown` (unweighted; NaN where
    * a function does not apply) and, where there is something to tell, `rewardNotes` of every group. Throws RewardError, and leaves the
-   * groups as they were, if a function fails whose onError is stop.
+   * groups as they were, if a function fails whose onError is stop. Functions get a column for each of `fields`, whatever records a
+   * batch has: what they are called with does not depend on which questions meet in a step, or on a rank.
    */
-  score(groups: ScoredGroup[], step?: RewardStep): Promise<void>;
+  score(groups: ScoredGroup[], step?: RewardStep, fields?: readonly string[]): Promise<void>;
   /** Ends threads and processes. */
   close(): Promise<void>;
 }
@@ -62,9 +63,9 @@ export function createRewards(
       const failed = started.find((result) => result.status === "rejected");
       if (failed !== undefined) throw failed.reason;
     },
-    async score(groups, step = NO_TRAINING) {
+    async score(groups, step = NO_TRAINING, fields = []) {
       if (groups.length === 0) return; // a rank without questions: functions need not know that there is such a thing
-      const batch = batchOf(groups, step);
+      const batch = batchOf(groups, step, fields);
       const results = await Promise.all(
         functions.map(async ({ config, judged }) => ({ ...config, ...(await judged(batch)) })),
       );

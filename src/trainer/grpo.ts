@@ -27,6 +27,7 @@ import { needsReference } from "../config/care.ts";
 import { isOwn } from "../config/rewards.ts";
 import type { Config } from "../config/schema.ts";
 import { isVisionFrozen } from "../config/trained-parts.ts";
+import { fieldNamesOf } from "../reward/batch.ts";
 import type { RewardStep } from "../reward/reward-function.ts";
 import { createRewards, type Rewards, startedWith } from "../reward/rewards.ts";
 import { rewardMetrics } from "../reward/statistics.ts";
@@ -68,6 +69,7 @@ import { gatherGroups, imbalanceMetrics } from "./whole-batch.ts";
 
 interface GrpoRun extends Session {
   rewards: Rewards;
+  recordFields: string[]; // names that rewards get a column for
   ownRewards: string[]; // names of the user's own functions
   planner: RecomputePlanner;
   reference: Reference | null; // null where nothing asks it
@@ -87,7 +89,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
   const drawn = await drawGroups(run, step, questions, async (prompts) => {
     for (const features of featuresOf(run)) features.know(prompts);
     const groups = await watch.time("rollout", () => rollout(run, prompts, step, sampler)); // RolloutGroup[P], G completions each
-    await watch.time("reward", () => run.rewards.score(groups, rewardStep(run, step))); // text in, numbers out
+    await watch.time("reward", () => run.rewards.score(groups, rewardStep(run, step), run.recordFields)); // text in, numbers out
     return groups;
   });
   const groups = drawn.groups.filter((group) => isKept(group, trainer));
@@ -297,8 +299,9 @@ export async function trainGrpo(config: Config, hooks: TrainHooks = {}): Promise
   const rewards = createRewards(config.rewards, { firstLetter: config.compat.firstLetterReward }); // first: a wrong name must not leave a run folder behind
   const session = await startedWith(rewards, () => openSession(config, hooks, "grpo")); // what is wrong with them costs no weights
   const planner = new RecomputePlanner(config, session.model.config);
+  const recordFields = fieldNamesOf(session.samples);
   const ownRewards = config.rewards.filter(isOwn).map(({ name }) => name);
-  const run: GrpoRun = Object.assign(session, { rewards, ownRewards, planner, reference: null });
+  const run: GrpoRun = Object.assign(session, { rewards, recordFields, ownRewards, planner, reference: null });
   try {
     if (needsReference(config.trainer)) {
       const isSharded = config.distributed.shardReference && run.ranks.world > 1;

@@ -96,6 +96,7 @@ export class RunFolder implements Disposable {
           `runDir: ${this.dir} holds a run already; resume it, overwrite it or set another runDir`,
           {
             runDir: this.dir,
+            hint: "--resume goes on with it, --overwrite replaces it, --run-dir names another folder",
           },
         );
       }

@@ -2,16 +2,16 @@
 
 import path from "node:path";
 import { bestRule } from "../config/best-checkpoints.ts";
-import { isOwn } from "../config/rewards.ts";
 import type { Config } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
+import { responseOf } from "../data/chat.ts";
 import { sampleIndices } from "../data/order.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { CheckpointError, NumericsError } from "../errors.ts";
 import { evalMetrics, evaluateLevels, readLevels, sumResults } from "../eval/evaluate.ts";
 import { log } from "../log.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
-import { checkGoldAnswers } from "../reward/gold.ts";
+import { checkGoldOfRewards } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
 import { patiently } from "../torch/progress.ts";
 import { liveTensors } from "../torch/scope.ts";
@@ -69,10 +69,10 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const state = checkpoint === undefined ? null : patiently(() => readCheckpoint(checkpoint, stage));
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
-  for (const reward of stage === "grpo" ? config.rewards : []) {
-    const { name } = reward;
-    if (!isOwn(reward) && (name === "accuracy" || name === "math"))
-      checkGoldAnswers(samples, "data.train", { firstLetter: config.compat.firstLetterReward, reward: name });
+  if (stage === "sft")
+    samples.forEach(responseOf); // now, not in the step that asks the record
+  else {
+    checkGoldOfRewards(config.rewards, samples, "data.train", { firstLetter: config.compat.firstLetterReward });
   }
   ranks.requireSame({
     knobs: sharedKnobs(config),

@@ -14,8 +14,8 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Config } from "../config/schema.ts";
 import { isVisionFrozen } from "../config/trained-parts.ts";
+import { responseOf } from "../data/chat.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
-import { DataError } from "../errors.ts";
 import { packGroups } from "../model/packed.ts";
 import { synchronize } from "../torch/cuda.ts";
 import { full, stack, sum } from "../torch/ops.ts";
@@ -82,14 +82,8 @@ async function sftStep(run: SftRun, step: number): Promise<Metrics> {
  * @throws DataError for a record without a response.
  */
 export function responseIds(sample: Sample, tokenizer: Pick<Tokenizer, "encode" | "idOf">): Int32Array {
-  if (sample.response === undefined) {
-    throw new DataError(
-      { ...sample.source, sampleId: sample.id },
-      "has no response to learn; SFT needs one in every record",
-    );
-  }
   return Int32Array.from([
-    ...tokenizer.encode(sample.response),
+    ...tokenizer.encode(responseOf(sample)),
     tokenizer.idOf("<|im_end|>"),
     ...tokenizer.encode("\n"),
   ]);

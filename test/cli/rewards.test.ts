@@ -66,6 +66,22 @@ test("score --rewards: built-in, module and Python functions of the last turns, 
   expect(sharedObjects.filter((file) => /torch/.test(file))).toEqual([]);
 });
 
+test("score --rewards does not take a turn for its own gold answer", async () => {
+  const messages = [
+    { role: "user", content: "What is next?" },
+    { role: "assistant", content: "<answer>B</answer>" },
+  ];
+  writeFileSync(at("no-gold.jsonl"), `${JSON.stringify({ id: "x", messages })}\n`);
+  const score = (rewards: object[]) => {
+    const flags = ["--set", `model.path=${at("model")}`, "--set", `rewards=${JSON.stringify(rewards)}`];
+    return main(["score", "--rewards", ...flags, "--input", at("no-gold.jsonl")]);
+  };
+  expect(await score([{ name: "accuracy" }])).toBe(1);
+  expect(err.text).toMatch(/no-gold\.jsonl:1 \(sample x\): has no gold answer, so accuracy cannot judge it/);
+  expect(await score([{ name: "format" }])).toBe(0); // looks at no gold answer
+  expect(JSON.parse(out.text)).toEqual({ id: "x", reward: 0, reward_breakdown: { format: 0 } });
+});
+
 test.each([
   [{ path: "/nowhere.ts" }, /error \[CONFIG\] reward "mine": there is no module \/nowhere.ts/],
   [{ python: "/nowhere.py:f" }, /error \[CONFIG\] reward "mine": there is no file \/nowhere.py/],

@@ -134,6 +134,9 @@ test("files that cannot be read or parsed", () => {
   expect(messageOf(() => loadConfig({ files: [broken] }))).toMatch(/\.yaml:\d+: not valid YAML/);
   const lost = yaml("seed: *seed\n");
   expect(messageOf(() => loadConfig({ files: [lost] }))).toMatch(/\.yaml: not valid YAML: Unresolved alias/);
+  expect(messageOf(() => loadConfig({ set: ["data={train: [}"] }))).toMatch(
+    /not valid YAML: Flow .* line 1, column 10$/,
+  );
   expect(messageOf(() => loadConfig({ files: [yaml("- a\n- b\n")] }))).toContain("got a list");
   expect(loadConfig({ files: [yaml("")], set: ["model.path=m"] }).seed).toBe(42);
   expect(refused("novalue")).toContain("expected path=value");

@@ -77,6 +77,7 @@ const broken: [kind: string, line: unknown][] = [
   ["repeated option", { ...good, id: "h", options: ["x", "y", "y"] }],
   ["response without a gold answer", { id: "i", question: "Why?", answer: " ", response: "because" }],
   ["missing media", { ...good, id: "j", video: "nowhere.mp4" }],
+  ["media in a field that is not read", { ...good, id: "k", image: undefined, images: ["still.png"] }],
 ];
 
 const writeLines = (name: string, lines: unknown[]) => {
@@ -152,7 +153,7 @@ test("one of each fault: all of them are found, each at its line, and none hides
     "train 1: 1 record without a gold answer, whatever data.onBadSample says",
     "10 bad records, and data.onBadSample is error",
   ]);
-  expect(set).toMatchObject({ records: 10, usable: 4 });
+  expect(set).toMatchObject({ records: 11, usable: 5 });
   expect(set?.promptTokens?.max).toBeGreaterThan(200); // what the limit would have to be
 });
 

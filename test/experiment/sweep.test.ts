@@ -168,6 +168,8 @@ test("what a file gets wrong is said before anything starts", async () => {
   writeFileSync(list, "[space, objective]");
   expect(() => readSweep(list)).toThrow(`${list}: expected a mapping of keys, got ["space","objective"]`);
   expect(message({ trials: undefined })).toContain("trials is required");
+  expect(message({ config: undefined })).toContain("config: expected a config file or a list of them");
+  expect(message({ space: { "trainer.klCoef": 0.1 } })).toContain("space.trainer.klCoef: expected [a, b], ");
   expect(place.starts()).toEqual([]);
 });
 

@@ -92,6 +92,14 @@ test("None does not apply, also where a record lacks the field; values keep the 
   expect(groups.map((group) => group.rewards)).toEqual([[1, 2], [Number.NaN], [4]]);
 });
 
+test("a field of other records is a list of None in a batch whose records all lack it", async () => {
+  const group = groupOf(["abc"]);
+  const rewards = createRewards([{ name: "mine", python: `${FILE}:by_task` }]);
+  await rewards.score([group], undefined, ["task"]);
+  await rewards.close();
+  expect(group.rewards).toEqual([Number.NaN]);
+});
+
 test("numbers of any kind count; NaN is what TRL makes of None", async () => {
   const group = groupOf(["a", "b", "c", "d", "e", "f", "g"]);
   await scoreWith("numbers", [group]);

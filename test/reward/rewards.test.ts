@@ -33,6 +33,16 @@ test("the reward is the weighted sum; the breakdown is not weighted", async () =
   expect(group.rewardBreakdown).toEqual({ accuracy: [1, 1, 0, 0], format: [1, 0, 1, 0] });
 });
 
+test("a field of other records has its column in a batch whose records all lack it", async () => {
+  const path = join(folder, "lacking.mjs");
+  writeFileSync(path, "export default ({ kind }) => kind.map((k) => (k === undefined ? 1 : 0));");
+  const rewards = createRewards([{ name: "lacking", path, timeoutS: 20 }]);
+  const group = groupOf([right, wrong], { fields: { other: 1 } });
+  await rewards.score([group], undefined, ["kind", "other"]);
+  await rewards.close();
+  expect(group.rewards).toEqual([1, 1]);
+});
+
 test("null counts 0 in the sum, is NaN in the breakdown and stays out of the statistics", async () => {
   const path = join(folder, "partly.mjs");
   writeFileSync(path, "export default ({ kind }) => kind.map((k) => (k === 'count' ? 3 : null));");

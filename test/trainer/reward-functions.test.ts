@@ -50,6 +50,25 @@ test("Python's share of e trains as JavaScript's, bit for bit; what it logs is i
   }
 });
 
+test("a field that one record has is an argument in every step", async () => {
+  const file = pythonOf(
+    "rare.py",
+    "def rare(completions, rare):\n    return [1.0 if r == 'yes' else 0.5 for r in rare]\n",
+  );
+  const records = path.join(world.folder, "rare.jsonl");
+  const record = { question: "Which colour?", options: ["red", "blue"], answer: "red" };
+  const lines = [0, 1, 2].map((i) => JSON.stringify({ id: `r${i}`, ...record, ...(i === 1 && { rare: "yes" }) }));
+  writeFileSync(records, `${lines.join("\n")}\n`);
+  const config = tinyConfig(world, "rare", {
+    data: { train: [{ file: records, format: "generic" }] },
+    trainer: { ...trainer, questionsPerStep: 1 },
+    rewards: [{ name: "rare", python: `${file}:rare` }],
+  });
+  await trainGrpo(config);
+  const means = metricsOf(config).map((line) => line["reward/mean"] as number);
+  expect(means.sort()).toEqual([0.5, 0.5, 1]);
+});
+
 test("completions that no function applies to are left out of baselines; failures are counted", async () => {
   const file = pythonOf(
     "partly.py",

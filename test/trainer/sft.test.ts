@@ -1,4 +1,4 @@
-import { rmSync, writeFileSync } from "node:fs";
+import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
@@ -147,6 +147,20 @@ test("a bad sample is counted and left out where the config says skip, and stops
   rmSync(path.join(skipping.runDir, "checkpoint-2"), { recursive: true });
   expect(await counts({ resume: true })).toEqual(expected); // the count goes on from the checkpoint's
   await expect(trainSft(tinyConfig(world, "strict", { data, trainer }))).rejects.toThrow(/bad\.jsonl:2.*missing\.png/s);
+});
+
+test("a record without a response is refused before a run begins", async () => {
+  const file = path.join(world.folder, "no-response.jsonl");
+  const record = { question: "Which colour?", options: ["red", "blue"], answer: "red", image: "red.png" };
+  const lines = ["red", "red", undefined, "red", "red", "red"].map((response, i) =>
+    JSON.stringify({ id: `r${i}`, ...record, response }),
+  );
+  writeFileSync(file, `${lines.join("\n")}\n`);
+  const data = { train: [{ file, format: "generic" }], workers: 1, cacheGib: 0 };
+  const trainer = { questionsPerStep: 1, steps: 1 };
+  const config = tinyConfig(world, "no-response", { data, trainer });
+  await expect(trainSft(config)).rejects.toThrow(/no-response\.jsonl:3 .*has no response to learn/);
+  expect(readdirSync(config.runDir)).toEqual([]);
 });
 
 test("a loss that is not finite stops the run before the weights are touched, and leaves the batch behind", async () => {

@@ -3,7 +3,7 @@
  * arguments are TRL's: chats as messages, a list for every column of the records.
  */
 
-import { columnsOf, type RewardBatch, type ScoredRow } from "../batch.ts";
+import type { RewardBatch } from "../batch.ts";
 import type { RawAnswer } from "../source.ts";
 
 export interface WireRequest {
@@ -17,12 +17,13 @@ export interface WireRequest {
 /** Names that a column cannot have in TRL, or that are passed as arguments of their own. */
 const NOT_COLUMNS = new Set(["prompt", "completion", "prompts", "completions", "completion_ids", "trainer_state"]);
 
-export function requestOf({ rows, step }: RewardBatch): WireRequest {
+export function requestOf(batch: RewardBatch): WireRequest {
+  const { rows, step } = batch;
   return {
     prompts: rows.map(({ sample }) => sample.messages),
     completions: rows.map(({ completion }) => [{ role: "assistant", content: completion.text }]),
     completion_ids: rows.map(({ completion }) => [...completion.ids]),
-    columns: columns(rows),
+    columns: columnsOf(batch),
     trainer_state: {
       global_step: step.step,
       max_steps: step.steps,
@@ -33,10 +34,10 @@ export function requestOf({ rows, step }: RewardBatch): WireRequest {
 }
 
 /** The records' fields, the solution as accuracy reads it, the id, and why each completion ended. */
-function columns(rows: readonly ScoredRow[]): Record<string, unknown[]> {
+function columnsOf({ rows, columns }: RewardBatch): Record<string, unknown[]> {
   const all = {
     finish_reason: rows.map(({ completion }) => completion.finish),
-    ...columnsOf(rows),
+    ...columns,
     solution: rows.map(({ sample }) => sample.solution),
     id: rows.map(({ sample }) => sample.id),
   };
