@@ -11,6 +11,7 @@
 #include "hopper.cuh"
 #include "launch.cuh"
 #include "linear_epilogue.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
@@ -210,23 +211,12 @@ __global__ void __launch_bounds__(Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGE
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                            const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
 // A row-major matrix [parts, rows, k] as loadBox takes it, copied in boxes of `box` rows of each part and one slice.
 bool describe(CUtensorMap* map, const void* data, int parts, int rows, int k, int box) {
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return status == cudaSuccess ? reinterpret_cast<Encode>(found) : nullptr;
-  }();
-  if (encode == nullptr) return false;
   const auto size = [](int n) { return static_cast<cuuint64_t>(n); };
   const cuuint64_t sizes[4] = {kSlice, size(rows), size(parts), size(k / kSlice)}, strides[3] = {size(k) * 2, size(rows) * size(k) * 2, kSlice * 2};
-  const cuuint32_t boxes[4] = {kSlice, static_cast<cuuint32_t>(box), static_cast<cuuint32_t>(parts), 1}, steps[4] = {1, 1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint32_t boxes[4] = {kSlice, static_cast<cuuint32_t>(box), static_cast<cuuint32_t>(parts), 1};
+  return describeTensor(map, data, sizes, strides, boxes);
 }
 
 template <int ROWS, int WIDTH, int PARTS, int SLICES, int SPLIT, int STAGES_X, int EPILOGUE>
