@@ -4,7 +4,8 @@
 // A block takes 64 or 128 rows of x against a tile of W's rows; slices of each stream through a ring of shared memory of its own that the copy engine
 // fills. Two warps drive the copies, a warpgroup for each 64 rows multiplies. Every sum over K is taken in order by one block, or where the caller
 // says so in two halves by two blocks: a row's result depends on nothing but the row, and equals cuBLAS's where that does not split either. Tiles are
-// as narrow as keeps every multiprocessor busy and no narrower: a block also reads all of its rows of x, which pass through shared memory twice.
+// as narrow as keeps every multiprocessor busy and no narrower (32 columns where x is most of what a block reads): a block also reads all of its rows
+// of x, which pass through shared memory twice.
 //
 // Launches are chained: the first slices of W are on their way before the kernel that makes x has ended. A ring leaves some shared memory to the
 // blocks of the small kernel that comes next, which otherwise could not be there in time.
@@ -234,12 +235,12 @@ int launch(const void* x, const void* w, const Arguments& args, int processors, 
       launchChained<SPLIT>(kernel, dim3(SPLIT * (tiles < lanes ? tiles : lanes)), dim3(S::threads), S::bytes, stream, mapW, mapX, args));
 }
 
-// The narrowest tile with which no block has two: 64 rows of x a block.
+// The narrowest tile with which no block has two, but no fewer than 32 columns: 64 rows of x a block. What a multiprocessor can take in bounds these, and
+// that is x for the most part: with 16 columns more blocks would take no less time, and leave no multiprocessor to the blocks of the next kernel.
 template <int EPILOGUE, int SLICES>
 int launchNarrow(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
   constexpr int stages = 16 / SLICES;  // of x: 128 KB
   const auto fits = [&](int width) { return (args.n + width - 1) / width * ((args.m + 63) / 64) <= processors; };
-  if (fits(16)) return launch<64, 16, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
   if (fits(32)) return launch<64, 32, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
   if (fits(40)) return launch<64, 40, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
   if (fits(56)) return launch<64, 56, 1, SLICES, 1, stages - 1, EPILOGUE>(x, w, args, processors, stream);
@@ -256,12 +257,12 @@ int launchWide(const void* x, const void* w, const Arguments& args, int processo
 
 // Two blocks a tile, each with half of K.
 int launchHalves(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
-  const bool narrow = (args.n + 23) / 24 * 2 <= processors;
+  const auto fits = [&](int width) { return (args.n + width - 1) / width * 2 <= processors; };
   if (args.m <= 64) {
-    if (narrow) return launch<64, 24, 1, 4, 2, 4, kResidual>(x, w, args, processors, stream);
+    if (fits(32)) return launch<64, 32, 1, 4, 2, 4, kResidual>(x, w, args, processors, stream);
     return launch<64, 56, 1, 2, 2, 6, kResidual>(x, w, args, processors, stream);
   }
-  if (narrow) return launch<128, 24, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
+  if (fits(24)) return launch<128, 24, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
   return launch<128, 56, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
 }
 
