@@ -10,6 +10,7 @@
 #include "../kernels.h"
 #include "backward_steps.cuh"
 #include "launch.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
@@ -74,22 +75,11 @@ __global__ void __launch_bounds__(kPrepareThreads)
   }
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                            const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
 // [rows, heads, 128], `stride` values from row to row, as loadHead takes it: copied in boxes of `box` rows of a head.
 bool describe(CUtensorMap* map, const void* data, int rows, int heads, int64_t stride, int box) {
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return status == cudaSuccess ? reinterpret_cast<Encode>(found) : nullptr;
-  }();
-  if (encode == nullptr) return false;
   const cuuint64_t sizes[3] = {64, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(2 * heads)}, strides[2] = {static_cast<cuuint64_t>(stride) * 2, 128};
-  const cuuint32_t boxes[3] = {64, static_cast<cuuint32_t>(box), 2}, steps[3] = {1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint32_t boxes[3] = {64, static_cast<cuuint32_t>(box), 2};
+  return describeTensor(map, data, sizes, strides, boxes);
 }
 
 // At most how many blocks of keys there are in `segments` of `rows` in all, the longest of `longest`.

@@ -9,6 +9,7 @@
 // The arithmetic of a segment is flash_tile.cuh's and the order of its blocks FlashAttention-2's; parts of one row are rounded to bfloat16 and added
 // up by attention_parts.cuh. So the bits are those of aten::_flash_attention_forward and grove_merge_parts, and of decode.
 #include "group_attention_tile.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
@@ -125,23 +126,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                            const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
 // x [rows, heads, D] as loadBox takes it, `stride` values from row to row, copied in boxes of 64 rows of a head.
 bool describe(CUtensorMap* map, const void* x, int rows, int heads, int64_t stride) {
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return status == cudaSuccess ? reinterpret_cast<Encode>(found) : nullptr;
-  }();
-  if (encode == nullptr) return false;
   const cuuint64_t bytes = static_cast<cuuint64_t>(stride) * 2, count = static_cast<cuuint64_t>(rows);
   const cuuint64_t sizes[4] = {64, count, 1, static_cast<cuuint64_t>(heads) * (D / 64)}, strides[3] = {bytes, bytes * count, 128};
-  const cuuint32_t boxes[4] = {64, 64, 1, D / 64}, steps[4] = {1, 1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(x), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint32_t boxes[4] = {64, 64, 1, D / 64};
+  return describeTensor(map, x, sizes, strides, boxes);
 }
 
 // Blocks of a launch: one for each multiprocessor.

@@ -131,7 +131,6 @@ struct Product;
                    : "l"(a), "l"(b));                                                                                                   \
     }                                                                                                                                   \
   };
-GROVE_PRODUCT(16, GROVE_D8, 8, 9, GROVE_R8(d, 0))
 GROVE_PRODUCT(24, GROVE_D12, 12, 13, GROVE_R8(d, 0), GROVE_R4(d, 8))
 GROVE_PRODUCT(32, GROVE_D16, 16, 17, GROVE_R16(d, 0))
 GROVE_PRODUCT(40, GROVE_D20, 20, 21, GROVE_R16(d, 0), GROVE_R4(d, 16))

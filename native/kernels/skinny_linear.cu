@@ -4,13 +4,15 @@
 // A block takes 64 or 128 rows of x against a tile of W's rows; slices of each stream through a ring of shared memory of its own that the copy engine
 // fills. Two warps drive the copies, a warpgroup for each 64 rows multiplies. Every sum over K is taken in order by one block, or where the caller
 // says so in two halves by two blocks: a row's result depends on nothing but the row, and equals cuBLAS's where that does not split either. Tiles are
-// as narrow as keeps every multiprocessor busy and no narrower: a block also reads all of its rows of x, which pass through shared memory twice.
+// as narrow as keeps every multiprocessor busy and no narrower (32 columns where x is most of what a block reads): a block also reads all of its rows
+// of x, which pass through shared memory twice.
 //
 // Launches are chained: the first slices of W are on their way before the kernel that makes x has ended. A ring leaves some shared memory to the
 // blocks of the small kernel that comes next, which otherwise could not be there in time.
 #include "hopper.cuh"
 #include "launch.cuh"
 #include "linear_epilogue.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
@@ -210,23 +212,12 @@ __global__ void __launch_bounds__(Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGE
 #endif
 }
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                            const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
 // A row-major matrix [parts, rows, k] as loadBox takes it, copied in boxes of `box` rows of each part and one slice.
 bool describe(CUtensorMap* map, const void* data, int parts, int rows, int k, int box) {
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return status == cudaSuccess ? reinterpret_cast<Encode>(found) : nullptr;
-  }();
-  if (encode == nullptr) return false;
   const auto size = [](int n) { return static_cast<cuuint64_t>(n); };
   const cuuint64_t sizes[4] = {kSlice, size(rows), size(parts), size(k / kSlice)}, strides[3] = {size(k) * 2, size(rows) * size(k) * 2, kSlice * 2};
-  const cuuint32_t boxes[4] = {kSlice, static_cast<cuuint32_t>(box), static_cast<cuuint32_t>(parts), 1}, steps[4] = {1, 1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint32_t boxes[4] = {kSlice, static_cast<cuuint32_t>(box), static_cast<cuuint32_t>(parts), 1};
+  return describeTensor(map, data, sizes, strides, boxes);
 }
 
 template <int ROWS, int WIDTH, int PARTS, int SLICES, int SPLIT, int STAGES_X, int EPILOGUE>
@@ -244,12 +235,12 @@ int launch(const void* x, const void* w, const Arguments& args, int processors, 
       launchChained<SPLIT>(kernel, dim3(SPLIT * (tiles < lanes ? tiles : lanes)), dim3(S::threads), S::bytes, stream, mapW, mapX, args));
 }
 
-// The narrowest tile with which no block has two: 64 rows of x a block.
+// The narrowest tile with which no block has two, but no fewer than 32 columns: 64 rows of x a block. What a multiprocessor can take in bounds these, and
+// that is x for the most part: with 16 columns more blocks would take no less time, and leave no multiprocessor to the blocks of the next kernel.
 template <int EPILOGUE, int SLICES>
 int launchNarrow(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
   constexpr int stages = 16 / SLICES;  // of x: 128 KB
   const auto fits = [&](int width) { return (args.n + width - 1) / width * ((args.m + 63) / 64) <= processors; };
-  if (fits(16)) return launch<64, 16, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
   if (fits(32)) return launch<64, 32, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
   if (fits(40)) return launch<64, 40, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
   if (fits(56)) return launch<64, 56, 1, SLICES, 1, stages - 1, EPILOGUE>(x, w, args, processors, stream);
@@ -266,12 +257,12 @@ int launchWide(const void* x, const void* w, const Arguments& args, int processo
 
 // Two blocks a tile, each with half of K.
 int launchHalves(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
-  const bool narrow = (args.n + 23) / 24 * 2 <= processors;
+  const auto fits = [&](int width) { return (args.n + width - 1) / width * 2 <= processors; };
   if (args.m <= 64) {
-    if (narrow) return launch<64, 24, 1, 4, 2, 4, kResidual>(x, w, args, processors, stream);
+    if (fits(32)) return launch<64, 32, 1, 4, 2, 4, kResidual>(x, w, args, processors, stream);
     return launch<64, 56, 1, 2, 2, 6, kResidual>(x, w, args, processors, stream);
   }
-  if (narrow) return launch<128, 24, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
+  if (fits(24)) return launch<128, 24, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
   return launch<128, 56, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
 }
 

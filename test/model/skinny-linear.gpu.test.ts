@@ -82,6 +82,7 @@ gpuTest.each([
   ["residual", 1536, 1536],
   ["halves", 3584, 18944],
   ["halves", 1536, 8960],
+  ["halves", 2048, 8192],
   ["halves", 8192, 8192],
   ["residual", 8192, 8192],
   ["residual", 8192, 14720],
