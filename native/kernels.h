@@ -170,6 +170,19 @@ typedef int (*GroveAddRoundedLauncher)(const float* sum, const void* residual, v
 typedef int (*GroveRotateLauncher)(const void* x, const void* cosines, const void* sines, int tableIsBfloat16, void* out, int64_t tokens,
                                    int heads, int headDim, int64_t rowStride, int backward, void* stream);
 
+// t [rows, columns] = scale x [rows, K] a [columns, K]^T, bfloat16, contiguous, aligned to 16 bytes; K a multiple of 32. A row's result depends on that row
+// alone.
+typedef int (*GroveLoraDownLauncher)(const void* x, const void* a, void* t, int rows, int columns, int K, float scale, void* stream);
+// Adapters side by side: `columns` of y from `column` on belong to rows of b from `row` on.
+#define kGroveMostLoraSpans 4
+typedef struct {
+  int count;
+  int column[kGroveMostLoraSpans], columns[kGroveMostLoraSpans], row[kGroveMostLoraSpans];
+} GroveLoraSpans;
+// y [rows, N] += t [rows, count rank] b [M, rank]^T, span by span, bfloat16, contiguous, aligned to 16 bytes; N and the spans multiples of 8, rank even. A
+// row's result depends on that row alone.
+typedef int (*GroveLoraUpLauncher)(void* y, const void* t, const void* b, const GroveLoraSpans* spans, int rows, int N, int rank, void* stream);
+
 // One step of sampling: shapes and meaning in native/sample_tokens.cc. topK 0 and topP 1 keep all. scratch: float32 [what GroveSampleScratch says];
 // that is 0 for vocabularies that are too large.
 typedef int (*GroveSampleTokensLauncher)(const void* logits, int isBfloat16, const int* source, const int* slot, const int* forbidden,

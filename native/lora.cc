@@ -6,15 +6,27 @@
 // One weight may be several projections side by side (q, k, v; gate, up). Projection i of n has r rows of a and takes columns [spans[2 i],
 // spans[2 i + 1]) of y, as many rows of b; spans ascend and need not cover y.
 //
-// Autograd keeps x, which the frozen product's input is anyway, and the n r values a row between the factors. Sampler and trainer call the same operator.
+// Autograd keeps x, which the frozen product's input is anyway, and the n r values a row between the factors. Sampler and trainer call the same
+// operator. On CUDA in bfloat16 the products are kernels (kernels/lora_down.cu, lora_up.cu) whose result for a row does not depend on how many rows there
+// are, as docs/decisions/0004-one-numeric-truth.md wants it; a library's may cut a sum over K with so few columns by the number of rows. Everywhere else, and
+// for what the kernels do not take, they are ATen's.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <vector>
 
+#include "cuda_operand.h"
 #include "gradient.h"
+#include "kernels.h"
 #include "pointwise.h"
+#include "runtime.h"
+
+#ifdef GROVE_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 namespace grove {
 namespace {
@@ -37,13 +49,59 @@ std::vector<Span> spansOf(at::IntArrayRef spans) {
   return result;
 }
 
+#ifdef GROVE_CUDA
+// scale x a^T, rounded once; undefined where the kernel does not fit.
+Tensor kernelDown(const Tensor& x, const Tensor& a, double scale) {
+  static const auto launch = reinterpret_cast<GroveLoraDownLauncher>(kernelSymbol("grove_lora_down"));
+  if (launch == nullptr || !isPlain(x) || !isPlain(a) || x.size(0) == 0 || x.size(1) % 32 != 0) return {};
+  c10::cuda::CUDAGuard guard(x.device());
+  Tensor t = at::empty({x.size(0), a.size(0)}, x.options());
+  C10_CUDA_CHECK(static_cast<cudaError_t>(launch(x.const_data_ptr(), a.const_data_ptr(), t.mutable_data_ptr(), static_cast<int>(x.size(0)),
+                                                 static_cast<int>(a.size(0)), static_cast<int>(x.size(1)), static_cast<float>(scale),
+                                                 c10::cuda::getCurrentCUDAStream().stream())));
+  return t;
+}
+
+// Whether the kernel has added t b^T to y.
+bool kernelUp(const Tensor& y, const Tensor& t, const Tensor& b, const std::vector<Span>& spans) {
+  static const auto launch = reinterpret_cast<GroveLoraUpLauncher>(kernelSymbol("grove_lora_up"));
+  if (launch == nullptr || !isPlain(y) || !isPlain(t) || !isPlain(b) || y.size(0) == 0 || y.size(1) % 8 != 0 || b.size(1) % 2 != 0 ||
+      spans.size() > kGroveMostLoraSpans)
+    return false;
+  GroveLoraSpans table = {static_cast<int>(spans.size()), {}, {}, {}};
+  for (size_t i = 0; i < spans.size(); i++) {
+    if (spans[i].column % 8 != 0 || spans[i].rows % 8 != 0) return false;
+    table.column[i] = static_cast<int>(spans[i].column);
+    table.columns[i] = static_cast<int>(spans[i].rows);
+    table.row[i] = static_cast<int>(spans[i].row);
+  }
+  c10::cuda::CUDAGuard guard(y.device());
+  C10_CUDA_CHECK(static_cast<cudaError_t>(launch(y.mutable_data_ptr(), t.const_data_ptr(), b.const_data_ptr(), &table, static_cast<int>(y.size(0)),
+                                                 static_cast<int>(y.size(1)), static_cast<int>(b.size(1)),
+                                                 c10::cuda::getCurrentCUDAStream().stream())));
+  return true;
+}
+#else
+Tensor kernelDown(const Tensor&, const Tensor&, double) { return {}; }
+bool kernelUp(const Tensor&, const Tensor&, const Tensor&, const std::vector<Span>&) { return false; }
+#endif
+
+Tensor lowered(const Tensor& x, const Tensor& a, double scale) {
+  const Tensor t = kernelDown(x, a, scale);
+  return t.defined() ? t : at::mm(x, a.t()).mul_(scale);
+}
+
+void addUp(const Tensor& y, const Tensor& t, const Tensor& b, const std::vector<Span>& spans) {
+  if (kernelUp(y, t, b, spans)) return;
+  const int64_t r = b.size(1);
+  int64_t i = 0;
+  for (const auto& [column, rows, row] : spans) y.narrow(1, column, rows).addmm_(t.narrow(1, i++ * r, r), b.narrow(0, row, rows).t());
+}
+
 struct LoraAdd : torch::autograd::Function<LoraAdd> {
   static Tensor forward(AutogradContext* ctx, Tensor y, const Tensor& x, const Tensor& a, const Tensor& b, std::vector<int64_t> spans, double scale) {
-    const int64_t r = b.size(1);
-    const Tensor t = at::mm(x, a.t()).mul_(scale);
-    int64_t i = 0;
-    for (const auto& [column, rows, row] : spansOf(spans))
-      y.narrow(1, column, rows).addmm_(t.narrow(1, i++ * r, r), b.narrow(0, row, rows).t());
+    const Tensor t = lowered(x, a, scale);
+    addUp(y, t, b, spansOf(spans));
     ctx->save_for_backward({x, a, b, t});
     ctx->saved_data["spans"] = spans;
     ctx->saved_data["scale"] = scale;
