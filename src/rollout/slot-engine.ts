@@ -65,7 +65,8 @@ export class SlotEngine implements SampleEngine {
         occupancy: rollout.steps === 0 ? 0 : tokensOfSteps(completions) / (rollout.steps * rows),
         kvBytes: buffers.kvBytes,
       };
-      this.kept = decoder.buffers.bytes <= KEPT_SHARE * memoryStats().total ? decoder : null;
+      const small = model.device !== "cpu" && buffers.bytes <= KEPT_SHARE * memoryStats().total;
+      this.kept = small ? decoder : null;
       return { completions, stats };
     } finally {
       if (this.kept === null) decoder[Symbol.dispose]();

@@ -137,7 +137,7 @@ async function grpoStep(run: GrpoRun, step: number): Promise<Metrics> {
     ...watch.metrics(),
     "time/prefill_s": sampler.prefillS, // parts of time/rollout_s
     "time/decode_s": sampler.decodeS,
-    ...memoryMetrics(),
+    ...memoryMetrics(run.model.device),
   };
 }
 

@@ -15,6 +15,7 @@ import { checkGoldOfRewards } from "../reward/gold.ts";
 import { memoryStats, resetPeakMemory, versions } from "../torch/cuda.ts";
 import { patiently } from "../torch/progress.ts";
 import { liveTensors } from "../torch/scope.ts";
+import type { Device } from "../torch/tensor.ts";
 import type { Metrics, Sample } from "../types.ts";
 import { applyDevice, openPipeline, type Pipeline, readTrainingData } from "./assemble.ts";
 import {
@@ -280,14 +281,15 @@ export function refuseBatch(
 }
 
 /** `memory/...` of a step: live tensors and their bytes; peak: on a GPU the most since the call before, else the process's most so far. */
-export function memoryMetrics(): Metrics {
+export function memoryMetrics(device: Device): Metrics {
   const GIB = 2 ** 30;
   const live = liveTensors();
-  const { peak, total } = memoryStats();
-  resetPeakMemory();
+  const onCpu = device === "cpu"; // there may be a GPU all the same
+  const peak = onCpu ? process.resourceUsage().maxRSS * 1024 : memoryStats().peak;
+  if (!onCpu) resetPeakMemory();
   return {
     "memory/live_tensors": live.count,
     "memory/live_gib": live.bytes / GIB,
-    "memory/peak_gib": (total > 0 ? peak : process.resourceUsage().maxRSS * 1024) / GIB,
+    "memory/peak_gib": peak / GIB,
   };
 }

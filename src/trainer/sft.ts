@@ -73,7 +73,7 @@ async function sftStep(run: SftRun, step: number): Promise<Metrics> {
     ...(run.ranks.world > 1 && { "data/token_imbalance": imbalance(tokensByRank) }),
     "data/tokens_per_s": tokensByRank.reduce((sum, own) => sum + own, 0) / watch.seconds("update"),
     ...watch.metrics(),
-    ...memoryMetrics(),
+    ...memoryMetrics(run.model.device),
   };
 }
 

@@ -3,7 +3,6 @@
 import path from "node:path";
 import type { Config } from "../config/schema.ts";
 import { log } from "../log.ts";
-import { cudaAvailable } from "../torch/cuda.ts";
 import { recordTrace } from "../torch/trace.ts";
 import type { Metrics } from "../types.ts";
 
@@ -21,12 +20,13 @@ export async function tracedStep(
   if (!config.trainer.traceSteps.includes(step)) return run();
   const share = rank === 0 ? "" : `-rank-${rank}`;
   const file = path.join(runDir, `trace-${String(step).padStart(6, "0")}${share}.json`);
-  const { result, summary } = await recordTrace(file, run);
+  const onGpu = config.device !== "cpu";
+  const { result, summary } = await recordTrace(file, run, { operators: !onGpu });
   if (summary === null) {
     log.warn({ file }, "the trace of a step could not be written: is there room on the disk? The run goes on");
     return result;
   }
   const { seconds, busyS, kernels } = summary;
   log.info({ file, seconds, busyS, longest: kernels.slice(0, 10) }, "traced a step");
-  return { ...result, ...(cudaAvailable() && { "trace/gpu_idle": 1 - busyS / seconds }) };
+  return { ...result, ...(onGpu && { "trace/gpu_idle": 1 - busyS / seconds }) };
 }

@@ -161,7 +161,7 @@ test("a step that is to be traced leaves a trace, the others none", async () => 
 });
 
 test("the ranks of a job leave a trace each", async () => {
-  const config = configSchema.parse({ model: { path: "m" }, runDir, trainer: { traceSteps: [2] } });
+  const config = configSchema.parse({ model: { path: "m" }, device: "cpu", runDir, trainer: { traceSteps: [2] } });
   for (const rank of [0, 3]) await tracedStep(config, runDir, 2, rank, async () => ({}));
   expect(
     readdirSync(runDir)
