@@ -22,7 +22,11 @@ const buildDir = join(root, "build", "native");
  * @throws {Error} with one clear message: no libtorch, no compiler, or the compiler's errors
  */
 export async function buildNative({ log = () => {}, force = false } = {}) {
-  const torch = findLibtorch() ?? installLibtorch(log);
+  let torch = findLibtorch();
+  if (torch === null) {
+    requireCompiler(); // before some hundred MB are fetched that nothing could be built against
+    torch = installLibtorch(log);
+  }
   const sources = filesIn(nativeDir, ".cc");
   const headers = filesIn(nativeDir, ".h");
   const flags = compilerFlags(torch);

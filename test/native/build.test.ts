@@ -112,10 +112,13 @@ describe("buildNative", () => {
     expect(statSync(addon).mtimeMs).toBe(before);
   });
 
-  test("a missing compiler is one message that says what to install", () => {
+  test.each([
+    ["with libtorch", () => bin],
+    ["without libtorch, which is not fetched then", () => pathWith("path-bare", "exit 1")],
+  ])("a missing compiler is one message that says what to install: %s", (_, folders) => {
     const child = spawnSync(process.execPath, [build, "--force"], {
       encoding: "utf8",
-      env: { ...process.env, PATH: bin },
+      env: { ...process.env, PATH: folders() },
     });
     expect(child.status).toBe(1);
     expect(child.stderr.trim()).toMatch(/^no C\+\+ compiler: g\+\+ was not found\. Install it/);
