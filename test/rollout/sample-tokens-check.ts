@@ -7,6 +7,20 @@ import { scope } from "../../src/torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
 
 export const plain: SamplingOptions = { temperature: 1, topK: 0, topP: 1 };
+export const greedy: SamplingOptions = { ...plain, greedy: true };
+
+/** Ways to draw, with names. */
+export const WAYS: [string, SamplingOptions][] = [
+  ["the plain softmax", plain],
+  ["greedy", greedy],
+  ["temperature 0.7", { ...plain, temperature: 0.7 }],
+  ["top-k 5", { ...plain, temperature: 1.3, topK: 5 }],
+  ["top-k 1", { ...plain, topK: 1 }],
+  ["more top-k than ids", { ...plain, topK: 1_000_000 }],
+  ["top-p 0.8", { ...plain, topP: 0.8 }],
+  ["top-p 0", { ...plain, topP: 0 }],
+  ["top-k 40, top-p 0.95, temperature 1.1", { temperature: 1.1, topK: 40, topP: 0.95 }],
+];
 
 /** Slots that have drawn `drawn` tokens each, with the keys of completions 0, 1, ...; outputs are filled with -1. */
 export function slotState(drawn: readonly number[], room: number, device: Device): SlotState {

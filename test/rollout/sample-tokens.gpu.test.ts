@@ -13,24 +13,14 @@ import {
   drawByComposition,
   drawByOperator,
   entropyOf,
+  greedy,
   normalLogits,
   plain,
   slotState,
+  WAYS,
 } from "./sample-tokens-check.ts";
 
-const greedy: SamplingOptions = { ...plain, greedy: true };
-const ways: [string, SamplingOptions][] = [
-  ["the plain softmax", plain],
-  ["greedy", greedy],
-  ["temperature 0.7", { ...plain, temperature: 0.7 }],
-  ["top-k 5", { ...plain, temperature: 1.3, topK: 5 }],
-  ["top-k 1", { ...plain, topK: 1 }],
-  ["top-p 0.8", { ...plain, topP: 0.8 }],
-  ["top-p 0", { ...plain, topP: 0 }],
-  ["top-k 40, top-p 0.95, temperature 1.1", { temperature: 1.1, topK: 40, topP: 0.95 }],
-];
-
-gpuTest.each(ways)("draws what the composition draws in float32: %s", (_, options) => {
+gpuTest.each(WAYS)("draws what the composition draws in float32: %s", (_, options) => {
   for (const vocab of [2, 31, 257, 1024, 1025, 5003]) {
     scope(() => {
       const forbidden = vocab > 3 ? [0, vocab - 1, 17 % vocab] : [];
@@ -179,7 +169,7 @@ gpuTest("a NaN shows in a slot that runs and does no harm to one that does not",
   scope(() => {
     const values = new Float32Array(2 * 3000).fill(1);
     values[7] = values[3007] = Number.NaN;
-    for (const [, options] of ways) {
+    for (const [, options] of WAYS) {
       using sampler = new TokenSampler(3000, [3], options, "cuda");
       const state = slotState([0, 0], 8, "cuda");
       const int32 = (items: number[]) =>

@@ -2,7 +2,7 @@
 
 import { expect, test } from "vitest";
 import { DTypeError, ShapeError } from "../../src/errors.ts";
-import { type SamplingOptions, TokenSampler } from "../../src/rollout/sample-token.ts";
+import { TokenSampler } from "../../src/rollout/sample-token.ts";
 import { opN } from "../../src/torch/dispatch.ts";
 import { logSoftmax, zeros } from "../../src/torch/ops.ts";
 import { scope } from "../../src/torch/scope.ts";
@@ -15,21 +15,10 @@ import {
   normalLogits,
   plain,
   slotState,
+  WAYS,
 } from "./sample-tokens-check.ts";
 
-const ways: [string, SamplingOptions][] = [
-  ["the plain softmax", plain],
-  ["greedy", { ...plain, greedy: true }],
-  ["temperature 0.7", { ...plain, temperature: 0.7 }],
-  ["top-k 5", { ...plain, temperature: 1.3, topK: 5 }],
-  ["top-k 1", { ...plain, topK: 1 }],
-  ["more top-k than ids", { ...plain, topK: 1_000_000 }],
-  ["top-p 0.8", { ...plain, topP: 0.8 }],
-  ["top-p 0", { ...plain, topP: 0 }],
-  ["top-k 40, top-p 0.95, temperature 1.1", { temperature: 1.1, topK: 40, topP: 0.95 }],
-];
-
-test.each(ways)("draws what the composition draws: %s", (_, options) => {
+test.each(WAYS)("draws what the composition draws: %s", (_, options) => {
   for (const vocab of [2, 3, 31, 257, 1000, 5003]) {
     scope(() => {
       const forbidden = vocab > 3 ? [0, vocab - 1, 17 % vocab] : [];
@@ -142,7 +131,7 @@ test("what is not a number shows in a slot that runs and does no harm to one tha
   scope(() => {
     const values = new Float32Array(2 * 300).fill(1);
     values[7] = values[307] = Number.NaN;
-    for (const options of ways.map(([, o]) => o)) {
+    for (const options of WAYS.map(([, o]) => o)) {
       using sampler = new TokenSampler(300, [3], options, "cpu");
       const state = slotState([0, 0], 8, "cpu");
       state.done = int32([0, 1]);
