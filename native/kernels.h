@@ -83,7 +83,7 @@ typedef struct {
   int rank;
 } GroveLora;
 // t [rows, columns] = scale x [rows, K] a [columns, K]^T, bfloat16, contiguous, aligned to 16 bytes; K a multiple of 32. A row's result depends on that row
-// alone. Chained.
+// alone. Chained: it begins to read a while earlier kernels of the stream may still run.
 typedef int (*GroveLoraDownLauncher)(const void* x, const void* a, void* t, int rows, int columns, int K, float scale, void* stream);
 // y [rows, N] += t b^T, span by span, contiguous, aligned to 16 bytes; N a multiple of 8. A row's result depends on that row alone. Chained.
 typedef int (*GroveLoraUpLauncher)(void* y, const GroveLora* lora, int rows, int N, void* stream);

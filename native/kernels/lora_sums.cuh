@@ -34,7 +34,8 @@ __device__ __forceinline__ void fetchLora(const GroveLora& lora, int n, int firs
   }
 }
 
-// t b^T for a thread's places in a tile: WIDTH columns from firstColumn on of each of PARTS parts of n columns.
+// t b^T for a thread's places in a tile: WIDTH columns from firstColumn on of each of PARTS parts of n columns. Taken before the tile's own sums: t and b
+// arrive when x does. Taken after them, with what it needs asked for before, it is as fast with 64 rows and slower with 128, whose sums fill the registers.
 template <int WIDTH, int PARTS, bool ADAPTED>
 struct LoraSums {
   static constexpr int kGroups = WIDTH / 8;

@@ -1,5 +1,6 @@
 // grove_lora_up: y[:, columns of i] += t_i b_i^T for adapters side by side, t [T, n r], b [M, r], y [T, N] in place: one rounding, of the sum with y.
-// A warp has sixteen rows and 64 columns, a block four warps of the same columns. A sum's terms are added in the order of r whatever the number of rows.
+// A warp has sixteen rows and 64 columns, a block four warps of the same columns; the next block has the next columns. A sum's terms are added in the order
+// of r whatever the number of rows.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -19,7 +20,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   letNextStart();
   waitForPrevious();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4, i = blockIdx.z;
-  const int columns = spans.columns[i], first = blockIdx.y * kColumns, row = (blockIdx.x * kWarps + warp) * kRows + group;
+  const int columns = spans.columns[i], first = blockIdx.x * kColumns, row = (blockIdx.y * kWarps + warp) * kRows + group;
   if (first >= columns) return;
   const int64_t R = static_cast<int64_t>(spans.count) * r;
   const __nv_bfloat16* upper = t + min(row, T - 1) * R + i * r;  // rows behind the last one are computed and not written
@@ -66,7 +67,7 @@ extern "C" __attribute__((visibility("default"))) int grove_lora_up(void* y, con
   if (N % 8 != 0 || lora->rank % 2 != 0 || !spansFit(spans)) return static_cast<int>(cudaErrorInvalidValue);
   int widest = 0;
   for (int i = 0; i < spans.count; i++) widest = spans.columns[i] > widest ? spans.columns[i] : widest;
-  const dim3 grid((rows + kWarps * kRows - 1) / (kWarps * kRows), (widest + kColumns - 1) / kColumns, spans.count);
+  const dim3 grid((widest + kColumns - 1) / kColumns, (rows + kWarps * kRows - 1) / (kWarps * kRows), spans.count);
   return static_cast<int>(launchChained(up, grid, dim3(kWarps * 32), 0, static_cast<cudaStream_t>(stream), static_cast<__nv_bfloat16*>(y),
                                         static_cast<const __nv_bfloat16*>(lora->t), static_cast<const __nv_bfloat16*>(lora->b), spans, rows, N,
                                         lora->rank));

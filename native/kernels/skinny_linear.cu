@@ -1,5 +1,5 @@
-// grove_skinny_linear: products x W^T of few rows, bound by reading W, with what follows them in a decode step: a bias, a residual, or SwiGLU.
-// Meaning, and what its bits are compared with: native/skinny_linear.cc. Hopper only.
+// grove_skinny_linear: products x W^T of few rows, bound by reading W, with what follows them in a decode step: a bias, a residual, SwiGLU, an
+// adapter. Meaning, and what its bits are compared with: native/skinny_linear.cc, lora_linear.cc. Hopper only.
 //
 // A block takes 64 or 128 rows of x against a tile of W's rows; slices of each stream through a ring of shared memory of its own that the copy engine
 // fills. Two warps drive the copies, a warpgroup for each 64 rows multiplies. Every sum over K is taken in order by one block, or where the caller
