@@ -70,12 +70,32 @@ typedef int64_t (*GroveGroupAttentionForwardScratch)(int chunks);
 // 1 where the current device can run it with this head size, else 0.
 typedef int (*GroveGroupAttentionForwardFits)(int headDim);
 
+// Adapters side by side: `columns` of y from `column` on belong to rows of b from `row` on. All multiples of 8.
+#define kGroveMostLoraSpans 4
+typedef struct {
+  int count;
+  int column[kGroveMostLoraSpans], columns[kGroveMostLoraSpans], row[kGroveMostLoraSpans];
+} GroveLoraSpans;
+// t [rows, count rank], b [M, rank], bfloat16, contiguous, aligned to 16 bytes; rank even.
+typedef struct {
+  const void *t, *b;
+  GroveLoraSpans spans;
+  int rank;
+} GroveLora;
+// t [rows, columns] = scale x [rows, K] a [columns, K]^T, bfloat16, contiguous, aligned to 16 bytes; K a multiple of 32. A row's result depends on that row
+// alone. Chained: it begins to read a while earlier kernels of the stream may still run.
+typedef int (*GroveLoraDownLauncher)(const void* x, const void* a, void* t, int rows, int columns, int K, float scale, void* stream);
+// y [rows, N] += t b^T, span by span, contiguous, aligned to 16 bytes; N a multiple of 8. A row's result depends on that row alone. Chained.
+typedef int (*GroveLoraUpLauncher)(void* y, const GroveLora* lora, int rows, int N, void* stream);
+
 // out = x w^T and what follows it: x [m, k], w [n, k] (swiglu: [2 n, k], gate rows before up rows), out [m, n]; addend: bias [n], residual [m, n],
 // else NULL. All bfloat16, contiguous, aligned to 16 bytes; n a multiple of 8, k of 128. Chained (kernels/launch.cuh): it begins to read w while
 // earlier kernels of the stream may still run. ResidualHalves sums over k in two halves, cut at (k / 256 + 1) / 2 * 256; k a multiple of 256, 4096 or more.
+// lora, not with Plain, or NULL: t b^T is added as the last (swiglu: before silu, to gate and up, columns [0, n) and [n, 2 n)), after rounding, so that the
+// bits are those of grove_lora_up behind this.
 enum GroveEpilogue { kGrovePlain = 0, kGroveBias = 1, kGroveResidual = 2, kGroveSwiglu = 3, kGroveResidualHalves = 4 };
-typedef int (*GroveSkinnyLinearLauncher)(int epilogue, const void* x, const void* w, const void* addend, void* out, int m, int n, int k,
-                                         void* stream);
+typedef int (*GroveSkinnyLinearLauncher)(int epilogue, const void* x, const void* w, const void* addend, const GroveLora* lora, void* out, int m, int n,
+                                         int k, void* stream);
 // 1 where the current device can run it (compute capability 9.0), else 0.
 typedef int (*GroveSkinnyLinearFits)(void);
 
@@ -169,19 +189,6 @@ typedef int (*GroveAddRoundedLauncher)(const float* sum, const void* residual, v
 // headDim a multiple of 16.
 typedef int (*GroveRotateLauncher)(const void* x, const void* cosines, const void* sines, int tableIsBfloat16, void* out, int64_t tokens,
                                    int heads, int headDim, int64_t rowStride, int backward, void* stream);
-
-// t [rows, columns] = scale x [rows, K] a [columns, K]^T, bfloat16, contiguous, aligned to 16 bytes; K a multiple of 32. A row's result depends on that row
-// alone.
-typedef int (*GroveLoraDownLauncher)(const void* x, const void* a, void* t, int rows, int columns, int K, float scale, void* stream);
-// Adapters side by side: `columns` of y from `column` on belong to rows of b from `row` on.
-#define kGroveMostLoraSpans 4
-typedef struct {
-  int count;
-  int column[kGroveMostLoraSpans], columns[kGroveMostLoraSpans], row[kGroveMostLoraSpans];
-} GroveLoraSpans;
-// y [rows, N] += t [rows, count rank] b [M, rank]^T, span by span, bfloat16, contiguous, aligned to 16 bytes; N and the spans multiples of 8, rank even. A
-// row's result depends on that row alone.
-typedef int (*GroveLoraUpLauncher)(void* y, const void* t, const void* b, const GroveLoraSpans* spans, int rows, int N, int rank, void* stream);
 
 // One step of sampling: shapes and meaning in native/sample_tokens.cc. topK 0 and topP 1 keep all. scratch: float32 [what GroveSampleScratch says];
 // that is 0 for vocabularies that are too large.

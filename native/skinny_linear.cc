@@ -46,7 +46,7 @@ bool isOnHopper() {
 }
 
 // The kernel's result [T, n], or an undefined tensor where it does not fit.
-Tensor skinny(GroveEpilogue epilogue, const Tensor& x, const Tensor& weight, const Tensor& addend, int64_t n) {
+Tensor skinny(GroveEpilogue epilogue, const Tensor& x, const Tensor& weight, const Tensor& addend, int64_t n, const GroveLora* lora = nullptr) {
   static const auto launch = reinterpret_cast<GroveSkinnyLinearLauncher>(kernelSymbol("grove_skinny_linear"));
   const bool wantsGradient =
       at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (addend.defined() && addend.requires_grad()));
@@ -56,20 +56,26 @@ Tensor skinny(GroveEpilogue epilogue, const Tensor& x, const Tensor& weight, con
   if (!isOnHopper()) return {};
   Tensor out = at::empty({x.size(0), n}, x.options());
   C10_CUDA_CHECK(static_cast<cudaError_t>(
-      launch(epilogue, x.const_data_ptr(), weight.const_data_ptr(), addend.defined() ? addend.const_data_ptr() : nullptr, out.mutable_data_ptr(),
-             static_cast<int>(x.size(0)), static_cast<int>(n), static_cast<int>(x.size(1)), c10::cuda::getCurrentCUDAStream().stream())));
+      launch(epilogue, x.const_data_ptr(), weight.const_data_ptr(), addend.defined() ? addend.const_data_ptr() : nullptr, lora,
+             out.mutable_data_ptr(), static_cast<int>(x.size(0)), static_cast<int>(n), static_cast<int>(x.size(1)), c10::cuda::getCurrentCUDAStream().stream())));
   return out;
 }
 
-// The same sum of two halves as kGroveResidualHalves, for many rows. Undefined where the sum is not one to be halved: that depends on K and on the
-// device, not on the number of rows.
+// Whether the sum is one to be halved: that depends on K and on the device, not on the number of rows.
+bool isHalved(const Tensor& x, const Tensor& weight, const Tensor& residual) {
+  const int64_t K = x.size(1);
+  if (K < kLongSum || K % kCut != 0 || residual.numel() == 0 || residual.size(1) % 8 != 0 || !isPlain(x) || !isPlain(weight) || !isPlain(residual))
+    return false;
+  c10::cuda::CUDAGuard guard(x.device());
+  return isOnHopper();
+}
+
+// The same sum of two halves as kGroveResidualHalves, for many rows. Undefined where the sum is not one to be halved.
 Tensor sumOfHalves(const Tensor& x, const Tensor& weight, const Tensor& residual) {
   static const auto addRounded = reinterpret_cast<GroveAddRoundedLauncher>(kernelSymbol("grove_add_rounded"));
+  if (!isHalved(x, weight, residual)) return {};
   const int64_t K = x.size(1), cut = (K / kCut + 1) / 2 * kCut;
-  if (K < kLongSum || K % kCut != 0 || residual.numel() == 0 || residual.size(1) % 8 != 0 || !isPlain(x) || !isPlain(weight) || !isPlain(residual))
-    return {};
   c10::cuda::CUDAGuard guard(x.device());
-  if (!isOnHopper()) return {};
   if (x.size(0) <= kRows) return skinny(kGroveResidualHalves, x, weight, residual, weight.size(0));
   Tensor sum = at::mm(x.narrow(1, 0, cut), weight.narrow(1, 0, cut).t(), at::kFloat);
   at::addmm_out(sum, sum, x.narrow(1, cut, K - cut), weight.narrow(1, cut, K - cut).t(), at::kFloat);
@@ -79,7 +85,8 @@ Tensor sumOfHalves(const Tensor& x, const Tensor& weight, const Tensor& residual
   return out;
 }
 #else
-Tensor skinny(GroveEpilogue, const Tensor&, const Tensor&, const Tensor&, int64_t) { return {}; }
+Tensor skinny(GroveEpilogue, const Tensor&, const Tensor&, const Tensor&, int64_t, const GroveLora* = nullptr) { return {}; }
+bool isHalved(const Tensor&, const Tensor&, const Tensor&) { return false; }
 Tensor sumOfHalves(const Tensor&, const Tensor&, const Tensor&) { return {}; }
 #endif
 
@@ -134,6 +141,15 @@ Tensor linear_residual_halves(const Tensor& x, const Tensor& weight, const Tenso
   checkResidual(x, weight, residual);
   const Tensor out = sumOfHalves(x, weight, residual);
   return out.defined() ? out : linear_residual(x, weight, residual);
+}
+
+Tensor skinnyLora(GroveEpilogue epilogue, const Tensor& x, const Tensor& weight, const Tensor& addend, const Tensor& t, const Lora& lora) {
+  const auto factors = kernelLora(t, lora, weight.size(0));
+  if (!factors) return {};
+  const int64_t n = epilogue == kGroveSwiglu ? weight.size(0) / 2 : weight.size(0);
+  // As sumOfHalves, which decides by K and device alone whether the sum is one to be halved.
+  if (epilogue == kGroveResidualHalves && !isHalved(x, weight, addend)) epilogue = kGroveResidual;
+  return skinny(epilogue, x, weight, addend, n, &*factors);
 }
 
 TORCH_LIBRARY_FRAGMENT(grove, m) {  // composite: autograd is that of the operators of ATen, or of gradient.cc

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "lora.h"
+
 namespace grove {
 
 // x weight^T (+ bias), as below without a residual.
@@ -12,5 +14,9 @@ at::Tensor linear_residual(const at::Tensor& x, const at::Tensor& weight, const 
 
 // The same with the sum over K taken in two halves where it is long; no gradient.
 at::Tensor linear_residual_halves(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual);
+
+// The product of kernels/skinny_linear.cu with what `epilogue` adds, and an adapter's t b^T as the last; undefined where the kernel does not fit.
+at::Tensor skinnyLora(GroveEpilogue epilogue, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& addend, const at::Tensor& t,
+                      const Lora& lora);
 
 }  // namespace grove

@@ -47,6 +47,9 @@ __device__ __forceinline__ uint32_t addressIn(uint32_t rank, const void* p) {
 __device__ __forceinline__ void storeIn(uint32_t address, float4 value) {
   asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w) : "memory");
 }
+__device__ __forceinline__ void storeIn(uint32_t address, float value) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
 // What this thread has stored there is seen by who waits with barrierWaitCluster.
 __device__ __forceinline__ void barrierArriveIn(uint32_t address) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");

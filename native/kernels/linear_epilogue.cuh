@@ -1,8 +1,10 @@
 // What follows a product of skinny_linear.cu before its sums become bfloat16: a bias, a residual or SwiGLU, each rounded where the operators of ATen
-// round. All of it stands at the end of a launch with nothing else to do meanwhile, so it is made of little code and no waiting.
+// round, and an adapter's product, rounded where grove_lora_up rounds it. All of it stands at the end of a launch with nothing else to do meanwhile, so
+// it is made of little code and no waiting.
 #pragma once
 
 #include "hopper.cuh"
+#include "lora_sums.cuh"
 
 namespace {
 
@@ -12,12 +14,10 @@ struct Arguments {
   const __nv_bfloat16* addend;  // bias [n], or residual [m, n]
   __nv_bfloat16* out;           // [m, n]
   int m, n, k;
+  GroveLora lora;  // of ADAPTED products
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-
-// To bfloat16 and back, two at once: one at a time has a sixteenth of the rate.
-__device__ __forceinline__ float2 rounded(float2 x) { return __bfloat1622float2(__floats2bfloat162_rn(x.x, x.y)); }
 
 // Below it neither exp(-gate) nor the quotient of silu comes near the ends of float32's range.
 constexpr float kOrdinaryGate = 64;
@@ -58,10 +58,12 @@ __device__ __forceinline__ uint4 transposed(const uint32_t (&word)[4]) {
 __device__ __forceinline__ int rowOf(int firstRow) { return firstRow + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4; }
 
 // What is added to a thread's sums, asked for before they are taken.
-template <int WIDTH, int EPILOGUE>
+template <int WIDTH, int EPILOGUE, bool ADAPTED>
 struct Addend {
   static constexpr int rows = EPILOGUE == kResidual ? 2 : EPILOGUE == kBias ? 1 : 0;
+  static constexpr int parts = EPILOGUE == kSwiglu ? 2 : 1;
   __nv_bfloat162 pair[rows > 0 ? rows : 1][WIDTH / 8];
+  LoraSums<WIDTH, parts, ADAPTED> adapter;  // laid out as the sums
 
   __device__ __forceinline__ void load(const Arguments& args, int firstRow, int firstColumn) {
 #pragma unroll
@@ -74,12 +76,13 @@ struct Addend {
         if (m < args.m && n < args.n) pair[half][g] = *reinterpret_cast<const __nv_bfloat162*>(from + n);
       }
     }
+    adapter.take(args.lora, args.m, args.n, rowOf(firstRow), firstColumn);
   }
 };
 
-template <int WIDTH, int EPILOGUE, bool ORDINARY, int SUMS>
-__device__ __forceinline__ void storeTile(const Arguments& args, const float (&sum)[SUMS], const Addend<WIDTH, EPILOGUE>& addend, int firstRow,
-                                          int firstColumn, int2 groups) {
+template <int WIDTH, int EPILOGUE, bool ADAPTED, bool ORDINARY, int SUMS>
+__device__ __forceinline__ void storeTile(const Arguments& args, const float (&sum)[SUMS], const Addend<WIDTH, EPILOGUE, ADAPTED>& addend,
+                                          int firstRow, int firstColumn, int2 groups) {
   const int q = threadIdx.x % 4;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -101,9 +104,11 @@ __device__ __forceinline__ void storeTile(const Arguments& args, const float (&s
           value = {product.x + residual.x, product.y + residual.y};
         }
         if constexpr (EPILOGUE == kSwiglu) {  // rounded where silu and mul round
-          const float2 gate = rounded(value), left = rounded({silu<ORDINARY>(gate.x), silu<ORDINARY>(gate.y)});
-          const float2 right = rounded({sum[WIDTH / 2 + at], sum[WIDTH / 2 + at + 1]});
+          const float2 gate = rounded(addend.adapter.addTo(value, at)), left = rounded({silu<ORDINARY>(gate.x), silu<ORDINARY>(gate.y)});
+          const float2 right = rounded(addend.adapter.addTo({sum[WIDTH / 2 + at], sum[WIDTH / 2 + at + 1]}, WIDTH / 2 + at));
           value = {left.x * right.x, left.y * right.y};
+        } else {
+          value = addend.adapter.addTo(value, at);
         }
         const __nv_bfloat162 pair = __floats2bfloat162_rn(value.x, value.y);
         word[g] = *reinterpret_cast<const uint32_t*>(&pair);
@@ -117,16 +122,16 @@ __device__ __forceinline__ void storeTile(const Arguments& args, const float (&s
 
 // The results of a warp's 16 rows and a tile of WIDTH columns: of its groups of eight columns, those from groups.x up to groups.y. SwiGLU's sums are
 // those of the gates, then those of the values. 16 bytes a store, so that sectors are written whole.
-template <int WIDTH, int EPILOGUE, int SUMS>
-__device__ __forceinline__ void store(const Arguments& args, const float (&sum)[SUMS], const Addend<WIDTH, EPILOGUE>& addend, int firstRow,
+template <int WIDTH, int EPILOGUE, bool ADAPTED, int SUMS>
+__device__ __forceinline__ void store(const Arguments& args, const float (&sum)[SUMS], const Addend<WIDTH, EPILOGUE, ADAPTED>& addend, int firstRow,
                                       int firstColumn, int2 groups) {
   if constexpr (EPILOGUE == kSwiglu) {
     float most = 0;
 #pragma unroll
-    for (int i = 0; i < WIDTH / 2; i++) most = fmaxf(most, fabsf(sum[i]));
-    if (__any_sync(~0u, most >= kOrdinaryGate)) return storeTile<WIDTH, EPILOGUE, false>(args, sum, addend, firstRow, firstColumn, groups);
+    for (int i = 0; i < WIDTH / 2; i++) most = fmaxf(most, fabsf(sum[i]) + addend.adapter.size(i));
+    if (__any_sync(~0u, most >= kOrdinaryGate)) return storeTile<WIDTH, EPILOGUE, ADAPTED, false>(args, sum, addend, firstRow, firstColumn, groups);
   }
-  storeTile<WIDTH, EPILOGUE, true>(args, sum, addend, firstRow, firstColumn, groups);
+  storeTile<WIDTH, EPILOGUE, ADAPTED, true>(args, sum, addend, firstRow, firstColumn, groups);
 }
 
 #endif

@@ -1,26 +1,26 @@
 // grove_lora_up: y[:, columns of i] += t_i b_i^T for adapters side by side, t [T, n r], b [M, r], y [T, N] in place: one rounding, of the sum with y.
-// A warp has sixteen rows and 64 columns, a block four warps of the same columns. A sum's terms are added in the order of r whatever the number of rows.
+// A warp has sixteen rows and 64 columns, a block four warps of the same columns; the next block has the next columns. A sum's terms are added in the order
+// of r whatever the number of rows.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
 
 #include "../kernels.h"
 #include "bfloat16_vector.cuh"
+#include "launch.cuh"
+#include "lora_spans.cuh"
 #include "matrix_units.cuh"
 
 namespace {
 
 constexpr int kWarps = 4, kRows = 16, kColumns = 64, kGroup = 32, kTiles = kGroup / 8, kGroups = kColumns / kGroup, kStep = 16;
 
-// Values k and k + 1 of a row of r.
-__device__ __forceinline__ uint32_t pairOf(const __nv_bfloat16* row, int k, int r) {
-  return k < r ? __ldg(reinterpret_cast<const uint32_t*>(row + k)) : 0;
-}
-
 __global__ void __launch_bounds__(kWarps * 32)
-    up(__nv_bfloat16* y, const __nv_bfloat16* __restrict__ t, const __nv_bfloat16* __restrict__ b, GroveLoraSpans spans, int T, int N, int r) {
+    up(__nv_bfloat16* y, const __nv_bfloat16* t, const __nv_bfloat16* b, GroveLoraSpans spans, int T, int N, int r) {
+  letNextStart();
+  waitForPrevious();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4, i = blockIdx.z;
-  const int columns = spans.columns[i], first = blockIdx.y * kColumns, row = (blockIdx.x * kWarps + warp) * kRows + group;
+  const int columns = spans.columns[i], first = blockIdx.x * kColumns, row = (blockIdx.y * kWarps + warp) * kRows + group;
   if (first >= columns) return;
   const int64_t R = static_cast<int64_t>(spans.count) * r;
   const __nv_bfloat16* upper = t + min(row, T - 1) * R + i * r;  // rows behind the last one are computed and not written
@@ -62,16 +62,13 @@ __global__ void __launch_bounds__(kWarps * 32)
 }  // namespace
 
 // The launcher; its contract is in native/kernels.h.
-extern "C" __attribute__((visibility("default"))) int grove_lora_up(void* y, const void* t, const void* b, const GroveLoraSpans* spans, int rows, int N,
-                                                                    int rank, void* stream) {
+extern "C" __attribute__((visibility("default"))) int grove_lora_up(void* y, const GroveLora* lora, int rows, int N, void* stream) {
+  const GroveLoraSpans& spans = lora->spans;
+  if (N % 8 != 0 || lora->rank % 2 != 0 || !spansFit(spans)) return static_cast<int>(cudaErrorInvalidValue);
   int widest = 0;
-  for (int i = 0; i < spans->count; i++) {
-    if (spans->column[i] % 8 != 0 || spans->columns[i] % 8 != 0) return static_cast<int>(cudaErrorInvalidValue);
-    widest = spans->columns[i] > widest ? spans->columns[i] : widest;
-  }
-  if (N % 8 != 0 || rank % 2 != 0 || spans->count < 1) return static_cast<int>(cudaErrorInvalidValue);
-  const dim3 grid((rows + kWarps * kRows - 1) / (kWarps * kRows), (widest + kColumns - 1) / kColumns, spans->count);
-  up<<<grid, kWarps * 32, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<__nv_bfloat16*>(y), static_cast<const __nv_bfloat16*>(t),
-                                                                 static_cast<const __nv_bfloat16*>(b), *spans, rows, N, rank);
-  return static_cast<int>(cudaGetLastError());
+  for (int i = 0; i < spans.count; i++) widest = spans.columns[i] > widest ? spans.columns[i] : widest;
+  const dim3 grid((widest + kColumns - 1) / kColumns, (rows + kWarps * kRows - 1) / (kWarps * kRows), spans.count);
+  return static_cast<int>(launchChained(up, grid, dim3(kWarps * 32), 0, static_cast<cudaStream_t>(stream), static_cast<__nv_bfloat16*>(y),
+                                        static_cast<const __nv_bfloat16*>(lora->t), static_cast<const __nv_bfloat16*>(lora->b), spans, rows, N,
+                                        lora->rank));
 }

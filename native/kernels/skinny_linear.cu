@@ -1,5 +1,5 @@
-// grove_skinny_linear: products x W^T of few rows, bound by reading W, with what follows them in a decode step: a bias, a residual, or SwiGLU.
-// Meaning, and what its bits are compared with: native/skinny_linear.cc. Hopper only.
+// grove_skinny_linear: products x W^T of few rows, bound by reading W, with what follows them in a decode step: a bias, a residual, SwiGLU, an
+// adapter. Meaning, and what its bits are compared with: native/skinny_linear.cc, lora_linear.cc. Hopper only.
 //
 // A block takes 64 or 128 rows of x against a tile of W's rows; slices of each stream through a ring of shared memory of its own that the copy engine
 // fills. Two warps drive the copies, a warpgroup for each 64 rows multiplies. Every sum over K is taken in order by one block, or where the caller
@@ -12,6 +12,7 @@
 #include "hopper.cuh"
 #include "launch.cuh"
 #include "linear_epilogue.cuh"
+#include "lora_spans.cuh"
 #include "tensor_map.cuh"
 
 namespace {
@@ -92,7 +93,7 @@ __device__ __forceinline__ int2 exchange(float (&sum)[WIDTH / 2], uint8_t* buffe
 
 #endif
 
-template <int ROWS, int WIDTH, int PARTS, int SLICES, int SPLIT, int STAGES_X, int EPILOGUE>
+template <int ROWS, int WIDTH, int PARTS, int SLICES, int SPLIT, int STAGES_X, int EPILOGUE, bool ADAPTED>
 __global__ void __launch_bounds__(Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGES_X>::threads, 1)
     skinnyLinear(const __grid_constant__ CUtensorMap mapW, const __grid_constant__ CUtensorMap mapX, const Arguments args) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -163,6 +164,9 @@ __global__ void __launch_bounds__(Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGE
   }
   if (threadIdx.x >= S::multipliers) return;
 
+  if constexpr (ADAPTED) {
+    for (int tile = lane; tile < tiles; tile += lanes) fetchLora<WIDTH, PARTS>(args.lora, args.n, tile / blocksOfRows * WIDTH);
+  }
   waitForPrevious();
   const int warpgroup = threadIdx.x / 128;
   float sum[S::tile / 2];
@@ -170,7 +174,7 @@ __global__ void __launch_bounds__(Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGE
   Turn<S::stagesX> turnX;
   for (int tile = lane, round = 0; tile < tiles; tile += lanes, round++) {
     const int firstRow = tile % blocksOfRows * ROWS + warpgroup * 64, firstColumn = tile / blocksOfRows * WIDTH;
-    Addend<WIDTH, EPILOGUE> addend;
+    Addend<WIDTH, EPILOGUE, ADAPTED> addend;
     addend.load(args, firstRow, firstColumn);
 #pragma unroll
     for (int e = 0; e < S::tile / 2; e++) sum[e] = 0;
@@ -207,7 +211,7 @@ __global__ void __launch_bounds__(Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGE
       if (round == 0) clusterWait();
       groups = exchange<WIDTH>(sum, ringX + S::stagesX * S::bytesX, &received, rank, round, S::multipliers);
     }
-    store<WIDTH, EPILOGUE>(args, sum, addend, firstRow, firstColumn, groups);
+    store<WIDTH, EPILOGUE, ADAPTED>(args, sum, addend, firstRow, firstColumn, groups);
   }
 #endif
 }
@@ -220,11 +224,11 @@ bool describe(CUtensorMap* map, const void* data, int parts, int rows, int k, in
   return describeTensor(map, data, sizes, strides, boxes);
 }
 
-template <int ROWS, int WIDTH, int PARTS, int SLICES, int SPLIT, int STAGES_X, int EPILOGUE>
+template <int ROWS, int WIDTH, int PARTS, int SLICES, int SPLIT, int STAGES_X, int EPILOGUE, bool ADAPTED>
 int launch(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
   using S = Shape<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGES_X>;
   static_assert(SPLIT == 1 || ROWS == 64 || kLeastHalved / 2 / (kSlice * SLICES) > S::stagesX, "see kLeastHalved");
-  const auto kernel = skinnyLinear<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGES_X, EPILOGUE>;
+  const auto kernel = skinnyLinear<ROWS, WIDTH, PARTS, SLICES, SPLIT, STAGES_X, EPILOGUE, ADAPTED>;
   CUtensorMap mapW, mapX;
   if (!describe(&mapW, w, PARTS, args.n, args.k, WIDTH) || !describe(&mapX, x, 1, args.m, args.k, ROWS))
     return static_cast<int>(cudaErrorInvalidValue);
@@ -237,43 +241,47 @@ int launch(const void* x, const void* w, const Arguments& args, int processors, 
 
 // The narrowest tile with which no block has two, but no fewer than 32 columns: 64 rows of x a block. What a multiprocessor can take in bounds these, and
 // that is x for the most part: with 16 columns more blocks would take no less time, and leave no multiprocessor to the blocks of the next kernel.
-template <int EPILOGUE, int SLICES>
+template <int EPILOGUE, int SLICES, bool ADAPTED>
 int launchNarrow(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
   constexpr int stages = 16 / SLICES;  // of x: 128 KB
   const auto fits = [&](int width) { return (args.n + width - 1) / width * ((args.m + 63) / 64) <= processors; };
-  if (fits(32)) return launch<64, 32, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
-  if (fits(40)) return launch<64, 40, 1, SLICES, 1, stages, EPILOGUE>(x, w, args, processors, stream);
-  if (fits(56)) return launch<64, 56, 1, SLICES, 1, stages - 1, EPILOGUE>(x, w, args, processors, stream);
-  return launch<64, 72, 1, SLICES, 1, stages - 1, EPILOGUE>(x, w, args, processors, stream);
+  if (fits(32)) return launch<64, 32, 1, SLICES, 1, stages, EPILOGUE, ADAPTED>(x, w, args, processors, stream);
+  if (fits(40)) return launch<64, 40, 1, SLICES, 1, stages, EPILOGUE, ADAPTED>(x, w, args, processors, stream);
+  if (fits(56)) return launch<64, 56, 1, SLICES, 1, stages - 1, EPILOGUE, ADAPTED>(x, w, args, processors, stream);
+  return launch<64, 72, 1, SLICES, 1, stages - 1, EPILOGUE, ADAPTED>(x, w, args, processors, stream);
 }
 
 // Many columns: 144 rows of W a block, several tiles each.
-template <int EPILOGUE>
+template <int EPILOGUE, bool ADAPTED>
 int launchWide(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
   constexpr int parts = EPILOGUE == kSwiglu ? 2 : 1;
-  if (args.m <= 64) return launch<64, 144 / parts, parts, 2, 1, 4, EPILOGUE>(x, w, args, processors, stream);
-  return launch<128, 144 / parts, parts, EPILOGUE == kSwiglu ? 1 : 2, 1, EPILOGUE == kSwiglu ? 6 : 3, EPILOGUE>(x, w, args, processors, stream);
+  if (args.m <= 64) return launch<64, 144 / parts, parts, 2, 1, 4, EPILOGUE, ADAPTED>(x, w, args, processors, stream);
+  return launch<128, 144 / parts, parts, EPILOGUE == kSwiglu ? 1 : 2, 1, EPILOGUE == kSwiglu ? 6 : 3, EPILOGUE, ADAPTED>(x, w, args, processors, stream);
 }
 
 // Two blocks a tile, each with half of K.
+template <bool ADAPTED>
 int launchHalves(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
   const auto fits = [&](int width) { return (args.n + width - 1) / width * 2 <= processors; };
   if (args.m <= 64) {
-    if (fits(32)) return launch<64, 32, 1, 4, 2, 4, kResidual>(x, w, args, processors, stream);
-    return launch<64, 56, 1, 2, 2, 6, kResidual>(x, w, args, processors, stream);
+    if (fits(32)) return launch<64, 32, 1, 4, 2, 4, kResidual, ADAPTED>(x, w, args, processors, stream);
+    return launch<64, 56, 1, 2, 2, 6, kResidual, ADAPTED>(x, w, args, processors, stream);
   }
-  if (fits(24)) return launch<128, 24, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
-  return launch<128, 56, 1, 2, 2, 4, kResidual>(x, w, args, processors, stream);
+  if (fits(24)) return launch<128, 24, 1, 2, 2, 4, kResidual, ADAPTED>(x, w, args, processors, stream);
+  return launch<128, 56, 1, 2, 2, 4, kResidual, ADAPTED>(x, w, args, processors, stream);
 }
 
-template <int EPILOGUE>
+template <int EPILOGUE, bool ADAPTED>
 int launchAny(const void* x, const void* w, const Arguments& args, int processors, cudaStream_t stream) {
-  if constexpr (EPILOGUE == kSwiglu) return launchWide<EPILOGUE>(x, w, args, processors, stream);
-  if constexpr (EPILOGUE == kPlain) {
-    if (args.n > 72 * processors) return launchWide<EPILOGUE>(x, w, args, processors, stream);
+  if constexpr (EPILOGUE == kSwiglu) {
+    return launchWide<EPILOGUE, ADAPTED>(x, w, args, processors, stream);
+  } else {
+    if constexpr (EPILOGUE == kPlain) {
+      if (args.n > 72 * processors) return launchWide<EPILOGUE, ADAPTED>(x, w, args, processors, stream);
+    }
+    if (args.k % (4 * kSlice) == 0) return launchNarrow<EPILOGUE, 4, ADAPTED>(x, w, args, processors, stream);
+    return launchNarrow<EPILOGUE, 2, ADAPTED>(x, w, args, processors, stream);
   }
-  if (args.k % (4 * kSlice) == 0) return launchNarrow<EPILOGUE, 4>(x, w, args, processors, stream);
-  return launchNarrow<EPILOGUE, 2>(x, w, args, processors, stream);
 }
 
 }  // namespace
@@ -286,22 +294,33 @@ extern "C" __attribute__((visibility("default"))) int grove_skinny_linear_fits()
 }
 
 // The launcher; its contract is GroveSkinnyLinearLauncher in native/kernels.h.
-extern "C" __attribute__((visibility("default"))) int grove_skinny_linear(int epilogue, const void* x, const void* w, const void* addend, void* out,
-                                                                          int m, int n, int k, void* stream) {
+extern "C" __attribute__((visibility("default"))) int grove_skinny_linear(int epilogue, const void* x, const void* w, const void* addend,
+                                                                          const GroveLora* lora, void* out, int m, int n, int k, void* stream) {
   int device = 0, processors = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (status != cudaSuccess) return static_cast<int>(status);
   if (m < 1 || n % 8 != 0 || k % (epilogue == 4 ? kCut : 2 * kSlice) != 0 || (epilogue == 4 && k < kLeastHalved))
     return static_cast<int>(cudaErrorInvalidValue);
-  const Arguments args{static_cast<const __nv_bfloat16*>(addend), static_cast<__nv_bfloat16*>(out), m, n, k};
+  Arguments args{static_cast<const __nv_bfloat16*>(addend), static_cast<__nv_bfloat16*>(out), m, n, k, {}};
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  if (lora != nullptr) {
+    args.lora = *lora;
+    if (lora->rank % 2 != 0 || !spansFit(lora->spans)) return static_cast<int>(cudaErrorInvalidValue);
+    switch (epilogue) {
+      case kBias: return launchAny<kBias, true>(x, w, args, processors, on);
+      case kResidual: return launchAny<kResidual, true>(x, w, args, processors, on);
+      case kSwiglu: return launchAny<kSwiglu, true>(x, w, args, processors, on);
+      case 4: return launchHalves<true>(x, w, args, processors, on);
+    }
+    return static_cast<int>(cudaErrorInvalidValue);
+  }
   switch (epilogue) {
-    case kPlain: return launchAny<kPlain>(x, w, args, processors, on);
-    case kBias: return launchAny<kBias>(x, w, args, processors, on);
-    case kResidual: return launchAny<kResidual>(x, w, args, processors, on);
-    case kSwiglu: return launchAny<kSwiglu>(x, w, args, processors, on);
-    case 4: return launchHalves(x, w, args, processors, on);
+    case kPlain: return launchAny<kPlain, false>(x, w, args, processors, on);
+    case kBias: return launchAny<kBias, false>(x, w, args, processors, on);
+    case kResidual: return launchAny<kResidual, false>(x, w, args, processors, on);
+    case kSwiglu: return launchAny<kSwiglu, false>(x, w, args, processors, on);
+    case 4: return launchHalves<false>(x, w, args, processors, on);
   }
   return static_cast<int>(cudaErrorInvalidValue);
 }

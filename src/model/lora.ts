@@ -7,7 +7,10 @@ import { op } from "../torch/dispatch.ts";
 import { arange, cast, mul, reshape, sub } from "../torch/ops.ts";
 import type { Tensor } from "../torch/tensor.ts";
 
+const linear = op("grove::linear");
+const linearResidual = op("grove::linear_residual");
 const loraAdd_ = op("grove::lora_add_");
+const loraLinear = op("grove::lora_linear");
 const bitwiseXor = op("aten::bitwise_xor.Tensor");
 const xor_ = op("aten::bitwise_xor_.Tensor");
 const and_ = op("aten::bitwise_and_.Scalar");
@@ -26,12 +29,29 @@ export interface LoraPair {
   key: number;
 }
 
-/** Adds what the adapter says of x [T, K] to y [T, N], in place. @param rows see `dropped`; null: nothing is dropped */
-export function adapted(y: Tensor, x: Tensor, pair: LoraPair | undefined, rows: Tensor | null): Tensor {
-  if (pair === undefined) return y;
-  const input = rows === null || pair.dropout === 0 ? x : dropped(x, rows, pair);
-  return loraAdd_(y, input, pair.a, pair.b, pair.spans, pair.scale);
+/** x weight^T, with a bias or a residual or neither, and what the adapter says of x [T, K]. @param rows see `dropped`; null: nothing is dropped */
+export function adaptedLinear(
+  x: Tensor,
+  weight: Tensor,
+  { bias = null, residual = null }: { bias?: Tensor | null; residual?: Tensor | null },
+  pair: LoraPair | undefined,
+  rows: Tensor | null,
+): Tensor {
+  if (pair !== undefined && !drops(pair, rows)) return loraLinear(x, weight, bias, residual, ...factors(pair));
+  const y = residual === null ? linear(x, weight, bias) : linearResidual(x, weight, residual);
+  return pair === undefined ? y : addOfDropped(y, x, pair, rows as Tensor);
 }
+
+/** Whether a pass with these words for its rows drops inputs of the adapter. */
+export const drops = (pair: LoraPair, rows: Tensor | null): boolean => rows !== null && pair.dropout > 0;
+
+/** Adds what the adapter says of what dropout leaves of x [T, K] to y [T, N], in place. */
+export function addOfDropped(y: Tensor, x: Tensor, pair: LoraPair, rows: Tensor): Tensor {
+  return loraAdd_(y, dropped(x, rows, pair), ...factors(pair));
+}
+
+/** A pair as the operators of native/lora.cc and lora_linear.cc take it, last. */
+export const factors = ({ a, b, spans, scale }: LoraPair) => [a, b, spans, scale] as const;
 
 /**
  * x with a share of its values set to 0 and the rest divided by 1 - dropout. Which ones is a function of the row's word, of the adapter and of the

@@ -88,15 +88,15 @@ export function visionBlockCost(shape: Qwen2VLConfig, level: Recompute, fused: b
 export const LORA_LEVELS: readonly Recompute[] = ["none", "layer"];
 
 /**
- * Values that the adapters of one layer or block keep per row beside what it keeps without them: what is between their factors; SwiGLU's product, where
- * down_proj reads it; with dropout, what is left of each input and the mask. @param sites of one layer
+ * Values that the adapters of one layer or block keep per row beside what it keeps without them: what is between their factors; with dropout, what is
+ * left of each input and the mask. @param sites of one layer
  */
 export function loraKept(
-  sites: readonly { columns: number; modules: readonly unknown[]; part: { slot: string } }[],
+  sites: readonly { columns: number; modules: readonly unknown[] }[],
   { rank, dropout }: { rank: number; dropout: number },
 ): number {
-  return sites.reduce((kept, { columns, modules, part }) => {
-    const product = part.slot === "down" ? columns : 0;
-    return kept + modules.length * rank + product + (dropout > 0 ? 2 * columns : 0);
-  }, 0);
+  return sites.reduce(
+    (kept, { columns, modules }) => kept + modules.length * rank + (dropout > 0 ? 2 * columns : 0),
+    0,
+  );
 }

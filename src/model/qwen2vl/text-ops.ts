@@ -11,6 +11,10 @@ const rmsNormOp = op("grove::rms_norm");
 export const swigluDown = op("grove::swiglu_down");
 /** residual + x weight^T. */
 export const linearResidual = op("grove::linear_residual");
+/** The same for a decode step: the sum over a long K in the halves that training takes too, no gradient. */
+export const linearResidualHalves = op("grove::linear_residual_halves");
+/** silu(x gate^T) * x up^T for weight = [gate | up], for a decode step. */
+export const linearSwiglu = op("grove::linear_swiglu");
 /** x weight^T + bias; native/skinny_linear.cc tells what few rows do otherwise. */
 export const linear = op("grove::linear");
 

@@ -15,13 +15,12 @@ import type { Recompute, Step } from "../tape.ts";
 import { headDim, type Qwen2VLConfig } from "./config.ts";
 import { loraTextLayer } from "./lora-layers.ts";
 import { PARTS, type TextLayerWeights, type TextWeights } from "./parameters.ts";
-import { attend, linear, linearResidual, rmsNorm, swigluDown } from "./text-ops.ts";
+import { attend, linear, linearResidual, linearResidualHalves, linearSwiglu, rmsNorm, swigluDown } from "./text-ops.ts";
 
 const normLinear = opN("grove::norm_linear");
 const swigluMlp = op("grove::swiglu_mlp");
 const embedding = op("grove::embedding");
-const linearResidualHalves = op("grove::linear_residual_halves");
-const linearSwiglu = op("grove::linear_swiglu");
+
 /** One decoder layer, x [T, X] to [T, X]. `recompute` changes what its graph keeps (model/recompute.ts), not a bit of what comes out. */
 export function textLayer(
   x: Tensor,
