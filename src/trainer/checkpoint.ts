@@ -18,6 +18,7 @@ import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import { namedBase } from "../config/adapter-folder.ts";
+import { type MergedAdapter, mergedTexts } from "../config/merged-adapters.ts";
 import type { Config } from "../config/schema.ts";
 import type { Ranks } from "../distributed/ranks.ts";
 import { CheckpointError } from "../errors.ts";
@@ -62,13 +63,13 @@ export type CheckpointFile =
 
 /**
  * All files of a checkpoint that a rank writes: its part of the optimizer's state, and rank 0 all else but the manifest. `copyFrom` is a folder
- * whose tokenizer and processor files go along with the model.
+ * whose tokenizer and processor files go along with the model; `merged` the adapters in its weights.
  */
 export function checkpointFiles(
   state: TrainState,
   model: Qwen2VL,
   optimizer: AdamW,
-  options: { copyFrom: string; ranks: Pick<Ranks, "rank" | "world"> },
+  options: { copyFrom: string; merged?: readonly MergedAdapter[]; ranks: Pick<Ranks, "rank" | "world"> },
 ): CheckpointFile[] {
   const moments = optimizer.state().map((entry): TensorEntry => {
     const { tensor } = entry;
@@ -82,9 +83,10 @@ export function checkpointFiles(
       ? model.folderContent({ copyFrom: options.copyFrom })
       : { ...adapterContent(adapter, namedBase(state.config)), copies: [] };
   const folder = adapter === null ? MODEL : ADAPTER;
+  const merged = adapter === null ? mergedTexts(options.merged ?? []) : [];
   return [
     ...weights.map(({ name, tensors }) => tensorFile(`${folder}/${name}`, tensors)),
-    ...texts.map(({ name, text }) => ({ name: `${folder}/${name}`, bytes: Buffer.from(text) })),
+    ...[...texts, ...merged].map(({ name, text }) => ({ name: `${folder}/${name}`, bytes: Buffer.from(text) })),
     ...copies.map(({ name, from }) => ({ name: `${folder}/${name}`, copyOf: from })),
     own,
     { name: STATE, bytes: Buffer.from(JSON.stringify(state, null, 1)) },
