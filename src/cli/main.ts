@@ -19,6 +19,7 @@ import { renderError } from "./render-error.ts";
 import * as score from "./score.ts";
 import * as sft from "./sft.ts";
 import * as sweep from "./sweep.ts";
+import { explain, flagNames, refuseValues, UsageError } from "./usage.ts";
 
 const commands = [
   grpo,
@@ -47,31 +48,21 @@ export function cli(args: readonly string[]): Argv {
     .usage("$0 <command>\n\nReinforcement learning (GRPO) for video-language models.")
     .parserConfiguration({ "dot-notation": false, "duplicate-arguments-array": true, "boolean-negation": true })
     .demandCommand(1, "Name a command.")
-    .recommendCommands()
+    .detectLocale(false) // all else that is printed is English, and explain() reads the parser's messages
     .strict()
+    .strictCommands()
     .wrap(Math.min(120, process.stdout.columns ?? 120))
     .version(false)
     .exitProcess(false)
-    .check(refuseTwice, true)
+    .check(refuseValues(args), true)
     .fail((message, error) => {
-      throw error ?? new UsageError(message);
+      throw error ?? new UsageError(explain(message, args, { commands: commandNames, flags: flagNames(parser) }));
     });
   for (const { command, describe, builder, handler } of commands) {
     parser.command(command, describe, builder as never, handler as never);
   }
   return parser;
 }
-
-/** A flag that takes one value and is given twice would be a list where nobody expects one. */
-function refuseTwice(flags: Readonly<Record<string, unknown>>, options: unknown): true {
-  const { array } = options as { array: readonly string[] };
-  const twice = Object.keys(flags).find((name) => name !== "_" && Array.isArray(flags[name]) && !array.includes(name));
-  if (twice !== undefined) throw new UsageError(`--${twice} is given more than once.`);
-  return true;
-}
-
-/** A command line that cannot be understood. */
-class UsageError extends Error {}
 
 /** Runs a command line and returns the exit status: 0, or 1 after an error that was printed. */
 export async function main(args: readonly string[]): Promise<number> {

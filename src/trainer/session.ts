@@ -1,7 +1,7 @@
 /** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
 
 import path from "node:path";
-import { bestRule } from "../config/best-checkpoints.ts";
+import { bestRule, whyUnrated } from "../config/best-checkpoints.ts";
 import type { MergedAdapter } from "../config/merged-adapters.ts";
 import type { Config } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
@@ -255,7 +255,10 @@ async function save(session: Session, step: number, last: boolean, metrics: Metr
   const { metric, count } = bestRule(config, stage);
   const value = metrics[metric];
   if (count > 0 && !Number.isFinite(value))
-    log.warn({ step, metric, value }, "a checkpoint without a number to compare by is not among the best");
+    log.warn(
+      { step, metric, value },
+      `trainer.bestMetric: a checkpoint without ${metric} is not among the best; ${whyUnrated(metric, metrics)}`,
+    );
   await session.checkpoints.save(step, [...files, ...(session.moreFiles?.() ?? [])], { last, value });
 }
 
