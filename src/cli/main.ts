@@ -9,6 +9,7 @@ import * as checkData from "./check-data.ts";
 import * as compare from "./compare.ts";
 import * as doctor from "./doctor.ts";
 import * as evaluate from "./eval.ts";
+import { StoppedError } from "./experiment.ts";
 import * as exportModel from "./export.ts";
 import * as generate from "./generate.ts";
 import * as grpo from "./grpo.ts";
@@ -64,12 +65,16 @@ export function cli(args: readonly string[]): Argv {
   return parser;
 }
 
-/** Runs a command line and returns the exit status: 0, or 1 after an error that was printed. */
+/** Runs a command line and returns the exit status: 0, 1 after an error that was printed, or that of an experiment that a signal stopped. */
 export async function main(args: readonly string[]): Promise<number> {
   try {
     await cli(args).parseAsync();
     return 0;
   } catch (error) {
+    if (error instanceof StoppedError) {
+      process.stderr.write(`${error.message}\n`);
+      return error.status;
+    }
     const text =
       error instanceof UsageError ? `${error.message}\n  hint: --help shows what can be given` : renderError(error);
     process.stderr.write(`${text}\n`);
