@@ -29,13 +29,19 @@ export function planDevice(stage: Stage, config: Config, { nproc, deviceMemory }
  * of them CUDA numbers first is its own choice.
  */
 function memoryHere({ device }: Config, ranks: number): { bytes: number | null; of: string } {
-  if (device === "cpu") return { bytes: totalmem(), of: "this machine" };
+  if (device === "cpu") return hostMemory(ranks);
   const gpus = visibleGpus();
   const index = /^cuda:(\d+)$/.exec(device)?.[1];
   const sizes = gpus.map(({ bytes }) => bytes);
   const used =
     index === undefined ? sizes.sort((a, b) => b - a).slice(0, ranks) : sizes.slice(Number(index), Number(index) + 1);
   return { bytes: used.length === 0 ? null : Math.min(...used), of: "this machine" };
+}
+
+function hostMemory(ranks: number): { bytes: number; of: string } {
+  const sharing = Number.isFinite(ranks) ? ranks : 1;
+  const bytes = totalmem() / sharing;
+  return { bytes, of: sharing === 1 ? "this machine" : `of this machine's, for each of ${sharing} ranks` };
 }
 
 /**
