@@ -39,8 +39,8 @@ export function openPolicy(config: Config, checkpoint: string | undefined): Qwen
 
 /** @throws CheckpointError where it is not of the rank, alpha and targets that the config asks for */
 function readAdapter(folder: string, base: Qwen2VL, wanted: LoraSettings): Adapter {
-  const { dropout } = wanted; // of the run: it is nothing that an adapter has
-  const adapter = loadAdapter(folder, base.config, { device: base.device, dtype: base.dtype, dropout });
+  const { dropout, targets } = wanted; // the dropout is the run's, nothing that an adapter has
+  const adapter = loadAdapter(folder, base.config, { device: base.device, dtype: base.dtype, dropout, targets });
   const describe = ({ rank, alpha, rslora, targets }: LoraSettings) =>
     `rank ${rank}, alpha ${alpha}${rslora ? ", rslora" : ""}, targets ${[...targets].sort().join(", ")}`;
   const [found, expected] = [describe(adapter.settings), describe(wanted)];
