@@ -2,7 +2,7 @@
 
 import { totalmem } from "node:os";
 import type { Config } from "../config/schema.ts";
-import { LAUNCHER } from "../distributed/launcher.ts";
+import { LAUNCHER, starterOf } from "../distributed/starter.ts";
 import type { Stage } from "../trainer/plan.ts";
 import type { PlanDevice } from "../trainer/plan-text.ts";
 import { visibleGpus } from "./gpus.ts";
@@ -49,7 +49,7 @@ function hostMemory(ranks: number): { bytes: number; of: string } {
  * @throws MemoryError
  */
 export async function refuseWhatCannotFit(stage: Stage, config: Config, flags: PlanPlace): Promise<void> {
-  if (config.device === "cpu" || process.env[LAUNCHER] !== undefined) return;
+  if (config.device === "cpu" || starterOf(LAUNCHER) !== undefined) return;
   const at = planDevice(stage, config, flags);
   if (at.bytes === null) return;
   const { makePlan } = await import("../trainer/plan-text.ts");
