@@ -69,7 +69,11 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const { ranks = ALONE } = hooks;
   applyDevice(config);
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
-  const state = checkpoint === undefined ? null : patiently(() => readCheckpoint(checkpoint, stage));
+  ranks.requireSame({
+    knobs: sharedKnobs(config),
+    checkpoint: checkpoint === undefined ? null : path.basename(checkpoint),
+  });
+  const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage, ranks);
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
   if (stage === "sft")
@@ -77,11 +81,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   else {
     checkGoldOfRewards(config.rewards, samples, "data.train", { firstLetter: config.compat.firstLetterReward });
   }
-  ranks.requireSame({
-    knobs: sharedKnobs(config),
-    checkpoint: checkpoint === undefined ? null : path.basename(checkpoint),
-    records: recordsFingerprint(samples),
-  });
+  ranks.requireSame({ records: recordsFingerprint(samples) });
   const levels = config.trainer.evalEvery > 0 ? await readLevels(config, bad) : {};
   const opened: Disposable[] = [];
   const own = <T extends Disposable>(item: T): T => {
