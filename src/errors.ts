@@ -30,7 +30,7 @@ export function placeName({ file, line, column }: { file: string; line?: number;
 /** A record of a data set that cannot be used. */
 export class DataError extends GroveError {
   constructor(
-    where: { file: string; line?: number; column?: number; sampleId?: string; field?: string },
+    where: { file: string; line?: number; column?: number; sampleId?: string; field?: string; isMissing?: boolean },
     problem: string,
     cause?: unknown,
   ) {

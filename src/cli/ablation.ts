@@ -53,7 +53,7 @@ export async function handler(flags: ExperimentFlags): Promise<void> {
     const files = writeAblationResults(ablation, jobs, tables);
     print(`\n${ablationText(ablation, tables)}\n`);
     for (const file of files) print(path.relative(".", file));
-    if (!finished) print("stopped; the same command goes on");
+    if (!finished) throw stop.signal.reason;
   } finally {
     stop.end();
   }

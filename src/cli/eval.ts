@@ -2,7 +2,7 @@ import { writeFileSync } from "node:fs";
 import path from "node:path";
 import type { Argv } from "yargs";
 import type { Config } from "../config/schema.ts";
-import { readPlace } from "../distributed/environment.ts";
+import { ownPlace } from "../distributed/starter.ts";
 import { ConfigError } from "../errors.ts";
 import { parseShard, type Shard } from "../eval/answers.ts";
 import { consistencyTable } from "../eval/consistency.ts";
@@ -67,7 +67,7 @@ export async function handler(flags: Flags): Promise<void> {
     throw new ConfigError("--shard and --processes exclude each other: a share is asked by one process");
   const asked = { folder: config.runDir, limit, overwrite, shard, processes };
   // A rank that a scheduler has started asks its share; one that is told what to ask does that.
-  const isRank = shard === undefined && processes === undefined && readPlace(process.env) !== null;
+  const isRank = shard === undefined && processes === undefined && ownPlace() !== null;
   if (isRank) return asRanks(config, {}, (run) => evaluateTogether(run, config, asked));
   report(
     config,

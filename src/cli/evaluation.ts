@@ -9,7 +9,7 @@ import { BadSamples } from "../data/bad-samples.ts";
 import { CheckpointError, ConfigError } from "../errors.ts";
 import type { Shard } from "../eval/answers.ts";
 import type { EvalOptions, Levels } from "../eval/evaluate.ts";
-import { endReports, placeShards, progressReporter, runShards } from "../eval/processes.ts";
+import { endReports, placeShards, progressReporter, REPORTS, runShards } from "../eval/processes.ts";
 import type { EvalResults } from "../eval/report.ts";
 import { changedSettings, type DecidingSettings, decidingSettings, type RunSettings } from "../eval/settings.ts";
 import { log } from "../log.ts";
@@ -77,6 +77,8 @@ async function evaluateHere(
   const { watchedProgress } = await import("./watched-progress.ts");
   const { shard } = options;
   using _watch = watchedProgress(config, { who: shard === undefined ? "" : `share ${shard.k} of ${shard.of}` });
+  const { shareHostMemory } = await import("../torch/host-memory.ts");
+  if (process.env[REPORTS] !== undefined && shard !== undefined) shareHostMemory(shard.of); // all shares are asked here
   applyDevice(config);
   await recordRun(config, options.folder as string);
   using model = openModel(config);

@@ -1,6 +1,6 @@
 /** What `sweep` and `ablation` share: their flags, where runs go, and how they are asked to stop. */
 
-import { availableParallelism } from "node:os";
+import { availableParallelism, constants } from "node:os";
 import type { Argv } from "yargs";
 import type { Config } from "../config/schema.ts";
 import { plannedPlaces, type Slot, slotsFor, visibleGpus } from "../experiment/slots.ts";
@@ -54,6 +54,17 @@ export async function slotsOf(config: Config, spec: Places): Promise<Slot[]> {
   return slotsFor(config, spec, await visibleGpus(config, process.env), availableParallelism());
 }
 
+/** An experiment that was asked to stop before its end. */
+export class StoppedError extends Error {
+  /** As a shell has it: 128 and the signal's number. */
+  readonly status: number;
+
+  constructor(signal: NodeJS.Signals) {
+    super("stopped; the same command goes on");
+    this.status = 128 + constants.signals[signal];
+  }
+}
+
 interface Places {
   parallel?: number | undefined;
   gpusPerRun: number;
@@ -64,14 +75,17 @@ export function placesOf(config: Config, spec: Places): ReturnType<typeof planne
   return plannedPlaces(config, spec, config.device === "cuda" ? gpusOfDriver().length : 0);
 }
 
-/** A first SIGINT or SIGTERM asks to stop; another one, a second later, ends this process and with it the runs. */
+/**
+ * A first SIGINT, SIGTERM or SIGHUP asks to stop, with a StoppedError for a reason; another one, a second later, ends this process and with it the runs.
+ */
 export function stopSignal(): { signal: AbortSignal; end: () => void } {
   const stop = new AbortController();
   let first: number | undefined;
   const onSignal = (signal: NodeJS.Signals) => {
-    if (first !== undefined && performance.now() - first > 1000) process.exit(signal === "SIGINT" ? 130 : 143);
+    const stopped = new StoppedError(signal);
+    if (first !== undefined && performance.now() - first > 1000) process.exit(stopped.status);
     first ??= performance.now();
-    stop.abort();
+    stop.abort(stopped);
   };
   const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
   for (const signal of signals) process.on(signal, onSignal);

@@ -1,6 +1,7 @@
 import { readdirSync, statSync } from "node:fs";
 import path from "node:path";
 import type { Argv } from "yargs";
+import { mergedAdapters } from "../config/merged-adapters.ts";
 import { ConfigError } from "../errors.ts";
 import { type ConfigFlags, configToRun, withConfigFlags } from "./options.ts";
 
@@ -33,10 +34,12 @@ export async function handler(flags: Flags): Promise<void> {
   if (there !== undefined && readdirSync(out).length > 0)
     throw new ConfigError(`--out ${flags.out}: the folder is not empty; name another one`);
   const { applyDevice, openModel } = await import("../trainer/assemble.ts");
+  const { savePolicy } = await import("../trainer/policy.ts");
   const { replaceFolder } = await import("../trainer/files.ts");
   applyDevice(config);
+  const adapters = mergedAdapters(config);
   using model = openModel(config);
-  replaceFolder(out, (temporary) => model.save(temporary, { copyFrom: config.model.path }));
+  replaceFolder(out, (temporary) => savePolicy(model, temporary, config, { merged: adapters }));
   const { adapter } = config.model;
   const merged = adapter === undefined ? "" : ` with ${adapter} merged into it`;
   process.stdout.write(`${flags.out}: ${config.model.path}${merged}, ${config.dtype}\n`);

@@ -9,6 +9,7 @@ import * as checkData from "./check-data.ts";
 import * as compare from "./compare.ts";
 import * as doctor from "./doctor.ts";
 import * as evaluate from "./eval.ts";
+import { StoppedError } from "./experiment.ts";
 import * as exportModel from "./export.ts";
 import * as generate from "./generate.ts";
 import * as grpo from "./grpo.ts";
@@ -19,6 +20,7 @@ import { renderError } from "./render-error.ts";
 import * as score from "./score.ts";
 import * as sft from "./sft.ts";
 import * as sweep from "./sweep.ts";
+import { explain, flagNames, refuseValues, UsageError } from "./usage.ts";
 
 const commands = [
   grpo,
@@ -47,14 +49,15 @@ export function cli(args: readonly string[]): Argv {
     .usage("$0 <command>\n\nReinforcement learning (GRPO) for video-language models.")
     .parserConfiguration({ "dot-notation": false, "duplicate-arguments-array": true, "boolean-negation": true })
     .demandCommand(1, "Name a command.")
-    .recommendCommands()
+    .detectLocale(false) // all else that is printed is English, and explain() reads the parser's messages
     .strict()
+    .strictCommands()
     .wrap(Math.min(120, process.stdout.columns ?? 120))
     .version(false)
     .exitProcess(false)
-    .check(refuseTwice, true)
+    .check(refuseValues(args), true)
     .fail((message, error) => {
-      throw error ?? new UsageError(message);
+      throw error ?? new UsageError(explain(message, args, { commands: commandNames, flags: flagNames(parser) }));
     });
   for (const { command, describe, builder, handler } of commands) {
     parser.command(command, describe, builder as never, handler as never);
@@ -62,23 +65,16 @@ export function cli(args: readonly string[]): Argv {
   return parser;
 }
 
-/** A flag that takes one value and is given twice would be a list where nobody expects one. */
-function refuseTwice(flags: Readonly<Record<string, unknown>>, options: unknown): true {
-  const { array } = options as { array: readonly string[] };
-  const twice = Object.keys(flags).find((name) => name !== "_" && Array.isArray(flags[name]) && !array.includes(name));
-  if (twice !== undefined) throw new UsageError(`--${twice} is given more than once.`);
-  return true;
-}
-
-/** A command line that cannot be understood. */
-class UsageError extends Error {}
-
-/** Runs a command line and returns the exit status: 0, or 1 after an error that was printed. */
+/** Runs a command line and returns the exit status: 0, 1 after an error that was printed, or that of an experiment that a signal stopped. */
 export async function main(args: readonly string[]): Promise<number> {
   try {
     await cli(args).parseAsync();
     return 0;
   } catch (error) {
+    if (error instanceof StoppedError) {
+      process.stderr.write(`${error.message}\n`);
+      return error.status;
+    }
     const text =
       error instanceof UsageError ? `${error.message}\n  hint: --help shows what can be given` : renderError(error);
     process.stderr.write(`${text}\n`);

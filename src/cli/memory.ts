@@ -2,7 +2,7 @@
 
 import { totalmem } from "node:os";
 import type { Config } from "../config/schema.ts";
-import { LAUNCHER } from "../distributed/launcher.ts";
+import { LAUNCHER, starterOf } from "../distributed/starter.ts";
 import type { Stage } from "../trainer/plan.ts";
 import type { PlanDevice } from "../trainer/plan-text.ts";
 import { visibleGpus } from "./gpus.ts";
@@ -29,7 +29,7 @@ export function planDevice(stage: Stage, config: Config, { nproc, deviceMemory }
  * of them CUDA numbers first is its own choice.
  */
 function memoryHere({ device }: Config, ranks: number): { bytes: number | null; of: string } {
-  if (device === "cpu") return { bytes: totalmem(), of: "this machine" };
+  if (device === "cpu") return hostMemory(ranks);
   const gpus = visibleGpus();
   const index = /^cuda:(\d+)$/.exec(device)?.[1];
   const sizes = gpus.map(({ bytes }) => bytes);
@@ -38,12 +38,18 @@ function memoryHere({ device }: Config, ranks: number): { bytes: number | null; 
   return { bytes: used.length === 0 ? null : Math.min(...used), of: "this machine" };
 }
 
+function hostMemory(ranks: number): { bytes: number; of: string } {
+  const sharing = Number.isFinite(ranks) ? ranks : 1;
+  const bytes = totalmem() / sharing;
+  return { bytes, of: sharing === 1 ? "this machine" : `of this machine's, for each of ${sharing} ranks` };
+}
+
 /**
  * At the start of a run, from the records and the knobs alone: no media are decoded. Ranks that our launcher has started need not ask again.
  * @throws MemoryError
  */
 export async function refuseWhatCannotFit(stage: Stage, config: Config, flags: PlanPlace): Promise<void> {
-  if (config.device === "cpu" || process.env[LAUNCHER] !== undefined) return;
+  if (config.device === "cpu" || starterOf(LAUNCHER) !== undefined) return;
   const at = planDevice(stage, config, flags);
   if (at.bytes === null) return;
   const { makePlan } = await import("../trainer/plan-text.ts");

@@ -3,9 +3,10 @@
 import { availableParallelism } from "node:os";
 import path from "node:path";
 import type { Config } from "../config/schema.ts";
-import { type Place, readPlace } from "../distributed/environment.ts";
-import { LAUNCHER, type Launch, launchWithRestarts, type RankReport } from "../distributed/launcher.ts";
+import type { Place } from "../distributed/environment.ts";
+import { type Launch, launchWithRestarts, type RankReport } from "../distributed/launcher.ts";
 import type { Ranks } from "../distributed/ranks.ts";
+import { LAUNCHER, ownPlace, starterOf } from "../distributed/starter.ts";
 import { ConfigError } from "../errors.ts";
 import { log } from "../log.ts";
 import { visibleGpus } from "./gpus.ts";
@@ -38,8 +39,8 @@ export async function asRanks(
   { nproc, maxRestarts = 0 }: RankFlags,
   work: (run: RankRun) => Promise<void>,
 ): Promise<void> {
-  const place = readPlace(process.env);
-  const launcher = process.env[LAUNCHER];
+  const place = ownPlace();
+  const launcher = starterOf(LAUNCHER);
   const isOnlyRank = place === null && launcher !== undefined; // a world of one is no job, and has to start none either
   if (!isOnlyRank && (place === null || isPod(place, nproc))) {
     const count = nproc ?? (await defaultCount(config));
@@ -57,8 +58,7 @@ export async function asRanks(
   const { ALONE, joinRanks } = await import("../distributed/ranks.ts"); // only now: a launcher on the CPU needs no libtorch
   const { watchedProgress } = await import("./watched-progress.ts");
   const { endWithParent } = await import("../torch/distributed.ts");
-  if (launcher !== undefined && (place === null || place.startedBy === "grove --nproc"))
-    endWithParent(Number(launcher));
+  if (launcher !== undefined && (place === null || place.startedBy === "grove --nproc")) endWithParent(launcher);
   const report = (report: RankReport) => void process.send?.(report);
   if (place === null) {
     using _watch = watchedProgress(config, { who: "", log: path.join(config.runDir, "log.jsonl") });
@@ -102,7 +102,7 @@ export interface RankCount {
  * @throws ConfigError where nproc does not fit
  */
 export function plannedRanks(config: Config, nproc?: number): RankCount {
-  const place = readPlace(process.env);
+  const place = ownPlace();
   if (place !== null && !isPod(place, nproc))
     return { ranks: place.world, here: place.localWorld, from: place.startedBy };
   const machines = place?.world ?? 1;

@@ -50,7 +50,7 @@ export async function handler(flags: Flags): Promise<void> {
     const files = writeSweepResults(sweep, trials);
     print(`\n${sweepTable(sweep, trials)}\n`);
     for (const file of files) print(path.relative(".", file));
-    if (!finished) print("stopped; the same command goes on");
+    if (!finished) throw stop.signal.reason;
   } finally {
     stop.end();
   }

@@ -107,6 +107,6 @@ export function jsonLine(
 
 function closingLine({ finished, step, runDir, finalDir }: TrainResult): string {
   if (finished)
-    return `${step} steps made; ${finalDir === null ? `metrics are in ${runDir}` : `the trained model is in ${finalDir}`}`;
+    return `${step} ${step === 1 ? "step" : "steps"} made; ${finalDir === null ? `metrics are in ${runDir}` : `the trained model is in ${finalDir}`}`;
   return `stopped after step ${step}; the same command with --resume goes on from ${runDir}`;
 }

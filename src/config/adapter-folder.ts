@@ -3,6 +3,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { ConfigError } from "../errors.ts";
+import { refuseMergedTwice } from "./merged-adapters.ts";
 import type { Config } from "./schema.ts";
 
 const MODEL_CONFIG = "config.json";
@@ -15,13 +16,14 @@ const INSIDE = ["model", "adapter", "final", "final/adapter", "best/model", "bes
  * Where model.path is a folder in PEFT's layout, the model that it names, with this adapter; any other config as it is. A relative name means the
  * working directory's, as everywhere in a config.
  * @throws ConfigError where the adapter names no folder that is there, or model.adapter is set, too; and where a checkpoint or a run is named in the place of
- *   the model or the adapter in it
+ *   the model or the adapter in it, or an adapter that the model has in its weights already
  */
 export function withNamedBase(config: Config): Config {
   const { path: folder, adapter } = config.model;
   refuseOuter("model.path", folder, [MODEL_CONFIG, ADAPTER_CONFIG]);
   refuseOuter("model.adapter", adapter, [ADAPTER_CONFIG]);
   refuseOuter("lora.path", config.lora?.path, [ADAPTER_CONFIG]);
+  refuseMergedTwice(config);
   const file = path.join(folder, ADAPTER_CONFIG);
   if (!existsSync(file) || existsSync(path.join(folder, MODEL_CONFIG))) return config;
   if (adapter !== undefined)

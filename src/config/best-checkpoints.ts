@@ -1,6 +1,7 @@
 /** The knobs that say which checkpoints stay because they are good, beside those that stay because they are new (trainer.keepLast). */
 
 import { z } from "zod";
+import { nearest } from "./nearest.ts";
 
 export const bestKnobs = {
   keepBest: z.number().int().nonnegative().default(0).meta({
@@ -40,6 +41,16 @@ export function bestRule({ data, trainer }: BestConfig, stage: "grpo" | "sft"): 
   const metric = trainer.bestMetric ?? usual;
   const goal = trainer.bestGoal ?? (metric.startsWith("loss/") ? "minimize" : "maximize");
   return { count: trainer.keepBest, metric, goal };
+}
+
+/** Why a checkpoint with these metrics has no number to be compared by. */
+export function whyUnrated(metric: string, metrics: Readonly<Record<string, unknown>>): string {
+  const names = Object.keys(metrics);
+  if (names.includes(metric)) return "it is not finite";
+  if (/^eval\//.test(metric) && !names.some((name) => name.startsWith("eval/")))
+    return "the step was not evaluated: trainer.saveEvery is no multiple of trainer.evalEvery, or the run was stopped";
+  const close = nearest(metric, names);
+  return close === undefined ? `its step has ${names.join(", ")}` : `its step has none; did you mean ${close}?`;
 }
 
 /** A metric of an evaluation that is never made would leave nothing to compare by. */

@@ -1,5 +1,6 @@
 /** What reward functions need of their knobs together. */
 
+import { nearest } from "./nearest.ts";
 import { BUILT_IN_REWARDS, type RewardFunctionConfig } from "./rewards.ts";
 
 type Refuse = (wrong: boolean, knob: string, problem: string) => void;
@@ -10,6 +11,12 @@ const METRICS = /^(mean|std|zero_std_frac|penalty_.*)$/;
 /** Whether a function of this name would write over a metric that is not its own. */
 export function isMetricName(name: string, names: readonly string[]): boolean {
   return METRICS.test(name) || names.some((other) => name === `${other}_std` || name.startsWith(`${other}/`));
+}
+
+function meant(name: string): string {
+  const close = nearest(name, BUILT_IN_REWARDS);
+  const own = "a function of your own needs the path of a module, a python function or a url";
+  return close === undefined ? `; ${own}` : `; did you mean ${close}? ${own[0]?.toUpperCase()}${own.slice(1)}`;
 }
 
 export function checkRewards(rewards: readonly RewardFunctionConfig[], refuse: Refuse): void {
@@ -23,7 +30,7 @@ export function checkRewards(rewards: readonly RewardFunctionConfig[], refuse: R
     refuse(
       places.length === 0 && !BUILT_IN_REWARDS.includes(name),
       knob("path"),
-      `${name} is not one of ${BUILT_IN_REWARDS.join(", ")}, so it needs the path of a module, a python function or a url`,
+      `${name} is not one of ${BUILT_IN_REWARDS.join(", ")}${meant(name)}`,
     );
     refuse(
       places.length > 1,

@@ -40,7 +40,11 @@ export function checkConfig(config: Config): Problem[] {
   checkRewards(rewards, refuse);
   for (const [section, { temperature }] of Object.entries({ rollout: config.rollout, eval: config.eval })) {
     const isUsable = temperature >= 1e-30 && temperature <= 1e30;
-    refuse(!isUsable, `${section}.temperature`, `${temperature} is no number that logits can be divided by in float32`);
+    refuse(
+      !isUsable,
+      `${section}.temperature`,
+      `expected 1e-30 to 1e30, which float32 can divide by, got ${temperature}`,
+    );
   }
 
   checkAlgorithm(config, refuse);

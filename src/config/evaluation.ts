@@ -1,7 +1,7 @@
 /** The knobs of `eval`: how models are asked, and by what their answers are judged. */
 
 import { z } from "zod";
-import { positive, topShare } from "./numbers.ts";
+import { positive, temperature, topShare } from "./numbers.ts";
 
 export const evaluation = z.strictObject({
   reward: z
@@ -13,7 +13,7 @@ export const evaluation = z.strictObject({
     .boolean()
     .default(true)
     .meta({ description: "Take the likeliest token [seed: top_k 1 by generation_config]." }),
-  temperature: z.number().positive().default(1).meta({ description: "Used when greedy is false." }),
+  temperature: temperature("eval.greedy: true").meta({ description: "Used when greedy is false." }),
   topK: z.number().int().nonnegative().default(0).meta({ description: "Used when greedy is false." }),
   topP: topShare().default(1).meta({ description: "Used when greedy is false." }),
   batchSize: positive().default(64).meta({ description: "Questions decoded together." }),

@@ -9,7 +9,7 @@ import { bestKnobs } from "./best-checkpoints.ts";
 import { evaluation } from "./evaluation.ts";
 import { failureKnobs } from "./failure.ts";
 import { adapterKnobs, freezeKnobs, loraKnobs, rateKnobs } from "./lora.ts";
-import { fraction, positive, topShare } from "./numbers.ts";
+import { fraction, positive, temperature, topShare } from "./numbers.ts";
 import { rendered, tinyModel } from "./rendered.ts";
 import { rewardFunction } from "./rewards.ts";
 
@@ -90,7 +90,7 @@ const data = z.strictObject({
 const rollout = z.strictObject({
   groupSize: z.number().int().min(2).default(8).meta({ description: "Completions per question, G [seed: 8]." }),
   maxNewTokens: positive().default(256).meta({ description: "Longest completion in tokens [seed: 256]." }),
-  temperature: z.number().positive().default(1).meta({ description: "Divides the logits before sampling [seed: 1]." }),
+  temperature: temperature("rollout.topK: 1").meta({ description: "Divides the logits before sampling [seed: 1]." }),
   topK: z.number().int().nonnegative().default(0).meta({
     description: "Sample among the k likeliest tokens; 0 = all [seed: 50, by Hugging Face's hidden default].",
   }),

@@ -10,6 +10,7 @@ export const BAD_KINDS = [
   "malformed line",
   "unusable record",
   "answer not among the options",
+  "missing answer",
   "no gold answer",
   "missing media",
   "undecodable media",
@@ -127,10 +128,9 @@ function mediaField(fields: Sample["fields"]): string | undefined {
 
 function kindOf(error: unknown): ProblemKind {
   if (!(error instanceof GroveError)) throw error;
-  if (ANSWER_FIELDS.includes(String(error.details.field))) return "answer not among the options";
-  return error.details.field === undefined && error.details.sampleId === undefined
-    ? "malformed line"
-    : "unusable record";
+  const { field, isMissing, sampleId } = error.details;
+  if (ANSWER_FIELDS.includes(String(field))) return isMissing ? "missing answer" : "answer not among the options";
+  return field === undefined && sampleId === undefined ? "malformed line" : "unusable record";
 }
 
 /** The message without the file and line that the report prints anyway. */

@@ -55,7 +55,8 @@ export class Fields {
   fail(name: string, expected: string): never {
     const value = this.record[name];
     const got = value === undefined ? "it is missing" : `got ${JSON.stringify(value)?.slice(0, 80)}`;
-    throw new DataError({ ...this.#where, field: name }, `field "${name}" must be ${expected}, ${got}`);
+    const isMissing = !this.has(name) || value === "";
+    throw new DataError({ ...this.#where, field: name, isMissing }, `field "${name}" must be ${expected}, ${got}`);
   }
 
   error(problem: string): DataError {

@@ -12,6 +12,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { RankError } from "../errors.ts";
 import { log } from "../log.ts";
 import { CLOSING_MS } from "./operation.ts";
+import { LAUNCHER } from "./starter.ts";
 
 /** The ranks to start here, and where they and those of other machines meet. */
 export interface Launch {
@@ -28,9 +29,6 @@ export interface Launch {
   /** How long ranks may take to end after SIGTERM before they are killed, ms. */
   graceMs?: number;
 }
-
-/** Set for ranks: the launcher's process id. */
-export const LAUNCHER = "GROVE_LAUNCHER_PID";
 
 /** What a rank tells its launcher: steps made, none before the first one; rank 0 reports as soon as the run folder is the run's. */
 export interface RankReport {

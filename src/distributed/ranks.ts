@@ -4,6 +4,7 @@ import { hostname } from "node:os";
 import { deserialize, serialize } from "node:v8";
 import { CollectiveError } from "../errors.ts";
 import { ProcessGroup } from "../torch/distributed.ts";
+import { shareHostMemory } from "../torch/host-memory.ts";
 import { scope } from "../torch/scope.ts";
 import { fromArray } from "../torch/tensor.ts";
 import type { Place } from "./environment.ts";
@@ -16,14 +17,11 @@ const LENGTH_BYTES = 8;
 export class Ranks {
   readonly rank: number;
   readonly world: number;
-  /** Ranks on this machine, which share its memory. */
-  readonly localWorld: number;
   /** null where a run is alone. */
   readonly group: ProcessGroup | null;
 
-  constructor(group: ProcessGroup | null, localWorld = 1) {
+  constructor(group: ProcessGroup | null) {
     this.group = group;
-    this.localWorld = localWorld;
     this.rank = group?.rank ?? 0;
     this.world = group?.world ?? 1;
   }
@@ -130,5 +128,6 @@ export function joinRanks(place: Place, { nccl, timeoutMs, heartbeatMs = 0, stal
   const limits = { timeoutMs: Math.ceil(timeoutMs), heartbeatMs, stallMs };
   const group = new ProcessGroup({ rank, world, address, port, nccl, serve, where, ...limits });
   onOperation((text) => group.operation(text));
-  return new Ranks(group, localWorld);
+  shareHostMemory(localWorld);
+  return new Ranks(group);
 }

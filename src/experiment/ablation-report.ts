@@ -19,7 +19,9 @@ export function ablationText(
   { base, seeds }: Pick<Ablation, "base" | "seeds">,
   tables: readonly MetricTable[],
 ): string {
-  return [...tables.map((table) => alignTable(cellsOf(table, base))), notes(seeds.length)].join("\n\n");
+  const found = tables.filter(({ rows }) => rows.length > 0);
+  if (found.length === 0) return "no run has ended";
+  return [...found.map((table) => alignTable(cellsOf(table, base))), notes(seeds.length)].join("\n\n");
 }
 
 function cellsOf({ metric, rows }: MetricTable, base: string): string[][] {

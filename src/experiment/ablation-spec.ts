@@ -126,12 +126,13 @@ function jobOf(file: string, spec: AblationSpec, set: readonly string[], variant
     throw new ConfigError(`${file}: ${at} trains nothing, so evaluate must be set`);
   const saved = spec.keepModels ? [] : ["trainer.saveEvery=0", `trainer.saveFinal=${spec.evaluate || isSource}`];
   const from = own.from === undefined ? [] : fromSet(spec.runDir, own.from, seed);
-  const merged = own.from === undefined ? [] : ["model.adapter=null"]; // into what it starts from; one of its own is another
   try {
-    const config = loadConfig({
-      files: [...spec.config, ...own.config],
-      set: [...saved, ...assignments(spec.set), ...set, ...merged, ...assignments(own.set), ...from, `seed=${seed}`],
-    });
+    const configWithout = (common: readonly string[]) =>
+      loadConfig({
+        files: [...spec.config, ...own.config],
+        set: [...saved, ...assignments(spec.set), ...set, ...common, ...assignments(own.set), ...from, `seed=${seed}`],
+      });
+    const config = own.from === undefined ? configWithout([]) : withoutSources(configWithout);
     if (spec.evaluate && Object.keys(config.data.eval).length === 0)
       throw new ConfigError("evaluate is set, but data.eval is empty");
     return { variant, seed, command, config, from: own.from, isSource };
@@ -139,6 +140,16 @@ function jobOf(file: string, spec: AblationSpec, set: readonly string[], variant
     if (error instanceof ConfigError) throw new ConfigError(`${file}: ${at}: ${error.message}`, error.details);
     throw error;
   }
+}
+
+/**
+ * The config of a variant that starts from another's model: adapters that are common to all variants were merged into that one, or trained on in it, and
+ * are not added again. One that the variant itself names is another.
+ */
+function withoutSources(configWithout: (common: readonly string[]) => Config): Config {
+  const config = configWithout(["model.adapter=null"]);
+  // a knob of lora is set only where there is an adapter: it would ask for one
+  return config.lora?.path === undefined ? config : configWithout(["model.adapter=null", "lora.path=null"]);
 }
 
 function fromSet(runDir: string, from: string, seed: number): string[] {

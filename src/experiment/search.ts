@@ -40,9 +40,18 @@ export interface Search {
 /** Draws for one trial before the settings that are left are gone through instead. */
 const ATTEMPTS = 200;
 
-/** A grid's settings that make sense, in order. */
-export function gridSettings({ space, isValid }: Pick<Search, "space" | "isValid">): Params[] {
-  return Array.from({ length: sizeOf(space) }, (_, index) => settingAt(space, index)).filter(isValid);
+/** A grid's settings that make sense, in order: at most `count`, among the first `within` of all. */
+export function gridSettings(
+  { space, isValid }: Pick<Search, "space" | "isValid">,
+  { count, within }: { count: number; within: number },
+): Params[] {
+  const settings: Params[] = [];
+  const end = Math.min(within, sizeOf(space));
+  for (let index = 0; index < end && settings.length < count; index++) {
+    const params = settingAt(space, index);
+    if (isValid(params)) settings.push(params);
+  }
+  return settings;
 }
 
 /**

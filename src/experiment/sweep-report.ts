@@ -34,7 +34,9 @@ export function trialLine({ trials: planned, objective }: Sweep, trial: Trial, a
 
 /** Trials from best to worst. */
 export function sweepTable({ objective, seeds }: Pick<Sweep, "objective" | "seeds">, trials: readonly Trial[]): string {
-  return alignTable(tableRows(objective.metric, seeds.length, trials, ranked(trials, objective)));
+  const order = ranked(trials, objective);
+  if (order.length === 0) return "no trial has ended";
+  return alignTable(tableRows(objective.metric, seeds.length, trials, order));
 }
 
 /** Writes results.json, best.yaml and report.html into the sweep's folder. Returns their paths. */

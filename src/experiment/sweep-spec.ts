@@ -62,7 +62,7 @@ export interface SweepChanges {
   seed?: number | undefined;
 }
 
-/** Of a grid, each of which is checked before the first is run. */
+/** Of a grid: those that are checked before the first is run. */
 const MOST_SETTINGS = 10_000;
 
 /** Runs leave metrics, and no weights. */
@@ -127,11 +127,13 @@ function trialCount(file: string, { trials, search, first }: SweepSpec, { space,
   if (search === "grid") {
     if (!Number.isFinite(size))
       throw new ConfigError(`${file}: a grid needs values, step or points of every knob of its space`);
-    if (size > MOST_SETTINGS)
-      throw new ConfigError(
-        `${file}: a grid of ${size.toLocaleString("en-US")} settings: give ranges a step or points, or set search: random`,
-      );
-    const grid = gridSettings({ space, isValid });
+    const large = `${file}: a grid of ${size.toLocaleString("en-US")} settings`;
+    const remedy = "give ranges a step or points, set trials or search: random";
+    const count = trials ?? size;
+    if (count > MOST_SETTINGS && size > MOST_SETTINGS) throw new ConfigError(`${large}: ${remedy}`);
+    const grid = gridSettings({ space, isValid }, { count, within: MOST_SETTINGS });
+    if (grid.length < count && size > MOST_SETTINGS)
+      throw new ConfigError(`${large}, of whose first ${MOST_SETTINGS} ${grid.length} are in order: ${remedy}`);
     if (grid.length === 0) throw new ConfigError(`${file}: ${whyNone(space.length)}`);
     const between = first.filter((params) => !grid.some((other) => isSameSetting(other, params)));
     const settings = grid.length + between.length;

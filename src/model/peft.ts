@@ -79,12 +79,13 @@ export function readPeftConfig(folder: string): PeftConfig & { r: number } {
 /**
  * Reads an adapter for a model. Which modules it is beside is what its tensors say.
  * @param options.dropout in place of the folder's
+ * @param options.targets the order of its targets, which decides nothing but what is written of it; default: that of its tensors
  * @throws CheckpointError for tensors that are missing, do not belong to this model or have another shape
  */
 export function loadAdapter(
   folder: string,
   config: Qwen2VLConfig,
-  options: AdapterOptions & { dropout?: number },
+  options: AdapterOptions & { dropout?: number; targets?: readonly string[] },
 ): Adapter {
   const peft = readPeftConfig(folder);
   const file = path.join(folder, ADAPTER_WEIGHTS);
@@ -93,6 +94,8 @@ export function loadAdapter(
   const names = new Map(stored.names().map((name) => [partName(name), name]));
   if (names.size === 0) throw new CheckpointError(file, "holds no tensors: was it saved while they were sharded out?");
   const targets = [...new Set([...names.keys()].map((name) => /\.(\w+)\.lora_[AB]\.weight$/.exec(name)?.[1] ?? name))];
+  const { targets: order } = options;
+  if (order !== undefined) targets.sort((a, b) => order.indexOf(a) - order.indexOf(b));
   const parts = adapterSpecs(config, { rank: peft.r, targets }).flatMap((spec) => spec.parts);
   const known = new Set(parts.map(({ name }) => name));
   const missing = parts.filter(({ name }) => !names.has(name)).map(({ name }) => name);

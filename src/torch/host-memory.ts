@@ -69,15 +69,22 @@ export class HostMemory implements Disposable {
   }
 }
 
+let sharing = 1;
+
+/** Says that so many processes that are alike, this one among them, share the host's memory: the ranks of a machine, say. */
+export function shareHostMemory(processes: number): void {
+  sharing = processes;
+}
+
 /**
- * What the host has free for each of so many processes that are alike, as the ranks of a machine are: a container may be given less than the machine
- * has, and all of them live in it.
+ * What the host has free for this process where those that share its memory take as much each: a container may be given less than the machine has, and all
+ * of them live in it.
  */
-export function freeHostBytes(processes = 1): number {
+export function freeHostBytes(): number {
   const limit = process.constrainedMemory(); // 0, or more than there is, where there is none
-  const taken = processes * process.memoryUsage.rss();
+  const taken = sharing * process.memoryUsage.rss();
   const free = limit > 0 ? Math.min(os.freemem(), limit - taken) : os.freemem();
-  return Math.max(0, free) / processes;
+  return Math.max(0, free) / sharing;
 }
 
 function attempt(what: string, subject: Tensor | number, run: () => void): void {

@@ -18,14 +18,16 @@ import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs
 import path from "node:path";
 import { crc32 } from "node:zlib";
 import { namedBase } from "../config/adapter-folder.ts";
+import { type MergedAdapter, mergedTexts } from "../config/merged-adapters.ts";
 import type { Config } from "../config/schema.ts";
-import type { Ranks } from "../distributed/ranks.ts";
+import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { CheckpointError } from "../errors.ts";
 import type { Parameter } from "../model/parameter.ts";
 import { adapterContent } from "../model/peft.ts";
 import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { safetensorsHeader, type TensorEntry } from "../model/safetensors.ts";
 import { cat, reshape, slice, to } from "../torch/ops.ts";
+import { patiently } from "../torch/progress.ts";
 import { scope } from "../torch/scope.ts";
 import type { Sample } from "../types.ts";
 import { FORMAT, readManifest } from "./checkpoint-folder.ts";
@@ -62,13 +64,13 @@ export type CheckpointFile =
 
 /**
  * All files of a checkpoint that a rank writes: its part of the optimizer's state, and rank 0 all else but the manifest. `copyFrom` is a folder
- * whose tokenizer and processor files go along with the model.
+ * whose tokenizer and processor files go along with the model; `merged` the adapters in its weights.
  */
 export function checkpointFiles(
   state: TrainState,
   model: Qwen2VL,
   optimizer: AdamW,
-  options: { copyFrom: string; ranks: Pick<Ranks, "rank" | "world"> },
+  options: { copyFrom: string; merged?: readonly MergedAdapter[]; ranks: Pick<Ranks, "rank" | "world"> },
 ): CheckpointFile[] {
   const moments = optimizer.state().map((entry): TensorEntry => {
     const { tensor } = entry;
@@ -82,9 +84,10 @@ export function checkpointFiles(
       ? model.folderContent({ copyFrom: options.copyFrom })
       : { ...adapterContent(adapter, namedBase(state.config)), copies: [] };
   const folder = adapter === null ? MODEL : ADAPTER;
+  const merged = adapter === null ? mergedTexts(options.merged ?? []) : [];
   return [
     ...weights.map(({ name, tensors }) => tensorFile(`${folder}/${name}`, tensors)),
-    ...texts.map(({ name, text }) => ({ name: `${folder}/${name}`, bytes: Buffer.from(text) })),
+    ...[...texts, ...merged].map(({ name, text }) => ({ name: `${folder}/${name}`, bytes: Buffer.from(text) })),
     ...copies.map(({ name, from }) => ({ name: `${folder}/${name}`, copyOf: from })),
     own,
     { name: STATE, bytes: Buffer.from(JSON.stringify(state, null, 1)) },
@@ -96,25 +99,23 @@ export function tensorFile(name: string, tensors: readonly TensorEntry[]): Check
 }
 
 /**
- * Reads a checkpoint's state.json after checking every file against the manifest.
+ * Reads a checkpoint's state.json after checking every file against the manifest: each rank looks at a share of them, and all come to one verdict.
+ * @param ranks that read the same checkpoint together
  * @throws CheckpointError for any damage, and for a checkpoint of another stage.
  */
-export function readCheckpoint(folder: string, stage: TrainState["stage"]): TrainState {
+export function readCheckpoint(
+  folder: string,
+  stage: TrainState["stage"],
+  ranks: Pick<Ranks, "rank" | "world" | "gather"> = ALONE,
+): TrainState {
   const { format, files } = readManifest(folder);
   if (format !== FORMAT) throw new CheckpointError(folder, `has format ${format}, this version reads ${FORMAT}`);
-  for (const [file, expected] of Object.entries(files)) {
-    const full = path.join(folder, file);
-    if (!existsSync(full))
-      throw new CheckpointError(full, "is missing; delete the checkpoint to resume from the one before");
-    const found = digest(full);
-    if (found.bytes !== expected.bytes || found.crc32 !== expected.crc32) {
-      const difference = `expected ${expected.bytes} bytes with CRC ${expected.crc32}, got ${found.bytes} with ${found.crc32}`;
-      throw new CheckpointError(
-        full,
-        `is damaged (${difference}); delete the checkpoint to resume from the one before`,
-      );
-    }
-  }
+  const bySize = Object.entries(files).sort(([, a], [, b]) => b.bytes - a.bytes);
+  const share = bySize.filter((_, i) => i % ranks.world === ranks.rank);
+  const found = patiently(() => firstDamage(folder, share));
+  const damage = ranks.gather(found).find((one) => one !== null);
+  if (damage != null)
+    throw new CheckpointError(damage.file, `${damage.problem}; delete the checkpoint to resume from the one before`);
   const state: TrainState = JSON.parse(readFileSync(path.join(folder, STATE), "utf8"));
   if (state.stage !== stage) {
     throw new CheckpointError(folder, `belongs to a run of ${state.stage}, not ${stage}; set another runDir`);
@@ -163,6 +164,22 @@ export function fingerprint(parameters: readonly Parameter[], before = "0"): str
 /** Fingerprint of training records: the ids in their order, which the data order and every draw are functions of. */
 export function recordsFingerprint(samples: readonly Pick<Sample, "id">[]): string {
   return samples.reduce((crc, { id }) => crc32(`${id}\n`, crc), 0).toString(16);
+}
+
+/** What is wrong with the first file that is not what the manifest says; null where all are. */
+function firstDamage(
+  folder: string,
+  files: readonly (readonly [name: string, expected: { bytes: number; crc32: number }])[],
+): { file: string; problem: string } | null {
+  for (const [name, expected] of files) {
+    const file = path.join(folder, name);
+    if (!existsSync(file)) return { file, problem: "is missing" };
+    const found = digest(file);
+    if (found.bytes === expected.bytes && found.crc32 === expected.crc32) continue;
+    const difference = `expected ${expected.bytes} bytes with CRC ${expected.crc32}, got ${found.bytes} with ${found.crc32}`;
+    return { file, problem: `is damaged (${difference})` };
+  }
+  return null;
 }
 
 function digest(file: string): { bytes: number; crc32: number } {

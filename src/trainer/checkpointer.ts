@@ -11,7 +11,6 @@ import type { BestRule } from "../config/best-checkpoints.ts";
 import { ALONE, type Ranks } from "../distributed/ranks.ts";
 import { log } from "../log.ts";
 import { tensorBytes } from "../model/safetensors.ts";
-import { freeHostBytes } from "../torch/host-memory.ts";
 import { patiently } from "../torch/progress.ts";
 import { scope } from "../torch/scope.ts";
 import type { Metrics } from "../types.ts";
@@ -53,8 +52,7 @@ export class Checkpointer {
     this.#runDir = runDir;
     this.#keep = { keepLast: options.keepLast, ...(options.best && { best: options.best }) };
     this.#ranks = options.ranks ?? ALONE;
-    const { localWorld } = this.#ranks;
-    this.#snapshot = options.snapshot ?? new Snapshot(() => freeHostBytes(localWorld)); // the others take theirs just now
+    this.#snapshot = options.snapshot ?? new Snapshot();
   }
 
   /**

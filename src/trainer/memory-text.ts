@@ -21,7 +21,8 @@ export function memoryPlan(planned: Planned, of: string): { lines: string[]; ref
   const fit = fitOf(planned);
   const host = stage === "eval" ? 0 : stateBytes(config, shape, ranks).host;
   const each = ranks > 1 ? `memory of each of ${ranks} ranks, on ${config.device}` : `memory on ${config.device}`;
-  const remedies = fit.verdict === "cannot" || fit.verdict === "tight" ? remediesFor(planned) : [];
+  const mayFail = fit.verdict === "cannot" || fit.verdict === "tight";
+  const remedies = mayFail ? remediesFor(planned) : [];
   return {
     lines: [
       ...(size === null || fit.recompute === null ? [] : recomputeLines(planned, fit.recompute)),
@@ -31,6 +32,7 @@ export function memoryPlan(planned: Planned, of: string): { lines: string[]; ref
       size === null ? "  the rest is not known: prompt lengths are not" : `  at most: ${gib(fit.peak)}`,
       ...verdictLines(planned, fit, of),
       ...remedies.slice(0, TOLD).map((remedy) => `  it fits with ${describe(remedy)}`),
+      ...(mayFail && remedies.length === 0 ? [`  ${noRemedy(planned)}`] : []),
     ],
     refusal: fit.verdict === "cannot" && config.device !== "cpu" ? refusal(planned, fit, of, remedies) : null,
   };
@@ -52,18 +54,19 @@ function verdictLines({ config, ranks, device, size }: Planned, fit: Fit, of: st
   return [`${words} ${room}: needs ${needed}${most}`];
 }
 
-function refusal(
-  { config, ranks, device, size }: Planned,
-  fit: Fit,
-  of: string,
-  remedies: readonly Remedy[],
-): MemoryError {
+function noRemedy({ config }: Planned): string {
+  const larger = config.device === "cpu" ? "a machine with more memory" : "larger GPUs";
+  return `no knob that was tried makes it fit: a smaller model, or ${larger}`;
+}
+
+function refusal(planned: Planned, fit: Fit, of: string, remedies: readonly Remedy[]): MemoryError {
+  const { config, ranks, device, size } = planned;
   const what = size === null ? "weights, reference, gradients and optimizer alone need" : "needs";
   const largest = [...fit.parts].sort((a, b) => b.bytes - a.bytes).slice(0, 3);
   const parts = largest.map(({ name, bytes }) => `${name} ${gib(bytes)}`).join(", ");
   const hint =
     remedies.length === 0
-      ? "no knob that was tried makes it fit: a smaller model, or larger GPUs"
+      ? noRemedy(planned)
       : `it fits with ${remedies.slice(0, TOLD).map(describe).join("; or with ")}`;
   const gpus = ranks > 1 ? `each of ${ranks} ranks` : "this run";
   return new MemoryError(

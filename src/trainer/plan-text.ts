@@ -6,13 +6,14 @@
 import { existsSync, readdirSync } from "node:fs";
 import type { Config } from "../config/schema.ts";
 import { type DataSource, readRecords } from "../data/datasets.ts";
+import { mediaOf } from "../data/processor.ts";
 import { GroveError, type MemoryError } from "../errors.ts";
 import { type Qwen2VLConfig, readConfig } from "../model/qwen2vl/config.ts";
 import { releasedConfig, releasedSize } from "../model/qwen2vl/released.ts";
 import type { Sample } from "../types.ts";
 import { memoryPlan } from "./memory-text.ts";
 import { parameterCount, type Stage } from "./plan.ts";
-import { type Lengths, questionSize } from "./question-size.ts";
+import { type Lengths, questionSize, SAMPLED, spaced } from "./question-size.ts";
 import { totalSteps } from "./schedule.ts";
 
 /** A data set of the plan. */
@@ -65,7 +66,7 @@ export async function makePlan(
       `plan of ${stage}`,
       "data",
       ...sets.map(({ name, source, found }) => `  ${name}: ${found} (${source.file})`),
-      ...(sets.length === 0 ? ["  none is named"] : []),
+      ...(asksNone(stage, sets) ? [`  ${stage === "eval" ? "data.eval" : "data.train"} names none`] : []),
       `model: ${modelLine}`,
       ...(stage === "eval" ? [] : [`ranks: ${at.ranks} (${at.from})`]),
       ...stepLines(stage, config, sets),
@@ -75,6 +76,11 @@ export async function makePlan(
     ],
     refusal: memory?.refusal ?? null,
   };
+}
+
+/** Whether no set is named that the stage itself asks. */
+function asksNone(stage: Stage, sets: readonly PlannedSet[]): boolean {
+  return stage === "eval" ? sets.length === 0 : !sets.some(({ name }) => name.startsWith("train"));
 }
 
 async function readSets(stage: Stage, config: Config): Promise<PlannedSet[]> {
@@ -102,9 +108,17 @@ async function readSets(stage: Stage, config: Config): Promise<PlannedSet[]> {
         return { name, source, samples: [], found: existsSync(source.file) ? "cannot be read" : "not found" };
       }
       const unusable = bad === 0 ? "" : `, ${count(bad)} unusable; check-data names them`;
-      return { name, source, samples, found: `${count(samples.length)} records${unusable}` };
+      return { name, source, samples, found: `${count(samples.length)} records${unusable}${lostMedia(samples)}` };
     }),
   );
+}
+
+/** What of the media of a few records is not there, as with a wrong mediaRoot. */
+function lostMedia(samples: readonly Sample[]): string {
+  const files = spaced(samples, SAMPLED).map((sample) => mediaOf(sample).map(({ file }) => file));
+  const lost = files.flatMap((own) => own.find((file) => !existsSync(file)) ?? []);
+  if (lost.length === 0) return "";
+  return `; of ${files.length} that were looked at ${lost.length} lack media, such as ${lost[0]}`;
 }
 
 function readShape({ model, dtype }: Config): { shape: Qwen2VLConfig | null; line: string } {

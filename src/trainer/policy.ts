@@ -2,6 +2,13 @@
 
 import path from "node:path";
 import { namedBase } from "../config/adapter-folder.ts";
+import {
+  describeMerged,
+  type MergedAdapter,
+  mergedAdapters,
+  mergedIn,
+  mergedTexts,
+} from "../config/merged-adapters.ts";
 import type { Config } from "../config/schema.ts";
 import { loraOf } from "../config/trained-parts.ts";
 import { CheckpointError } from "../errors.ts";
@@ -32,8 +39,8 @@ export function openPolicy(config: Config, checkpoint: string | undefined): Qwen
 
 /** @throws CheckpointError where it is not of the rank, alpha and targets that the config asks for */
 function readAdapter(folder: string, base: Qwen2VL, wanted: LoraSettings): Adapter {
-  const { dropout } = wanted; // of the run: it is nothing that an adapter has
-  const adapter = loadAdapter(folder, base.config, { device: base.device, dtype: base.dtype, dropout });
+  const { dropout, targets } = wanted; // the dropout is the run's, nothing that an adapter has
+  const adapter = loadAdapter(folder, base.config, { device: base.device, dtype: base.dtype, dropout, targets });
   const describe = ({ rank, alpha, rslora, targets }: LoraSettings) =>
     `rank ${rank}, alpha ${alpha}${rslora ? ", rslora" : ""}, targets ${[...targets].sort().join(", ")}`;
   const [found, expected] = [describe(adapter.settings), describe(wanted)];
@@ -45,9 +52,29 @@ function readAdapter(folder: string, base: Qwen2VL, wanted: LoraSettings): Adapt
   );
 }
 
-/** Writes a Hugging Face folder of the policy, an adapter merged into it; the adapter by itself goes into `adapter/`. */
-export function savePolicy(model: Qwen2VL, folder: string, config: Config): void {
-  model.save(folder, { copyFrom: config.model.path });
-  if (model.adapter !== null)
-    saveFolder(path.join(folder, "adapter"), { ...adapterContent(model.adapter, namedBase(config)), copies: [] });
+/** The adapters in the weights of what openPolicy() opens, without the one that the run trains. */
+export function mergedBefore(config: Config, checkpoint: string | undefined): MergedAdapter[] {
+  const isRead = checkpoint === undefined || config.lora !== undefined;
+  return isRead ? mergedAdapters(config) : mergedIn(modelFolder(checkpoint)); // where model.adapter may be gone by now
+}
+
+/**
+ * Writes a Hugging Face folder of the policy, an adapter merged into it; the adapter by itself goes into `adapter/`.
+ * @param merged adapters in its weights
+ * @param place where the folder will be, if not there
+ */
+export function savePolicy(
+  model: Qwen2VL,
+  folder: string,
+  config: Config,
+  { merged, place = folder }: { merged: readonly MergedAdapter[]; place?: string },
+): void {
+  const own: MergedAdapter[] = [];
+  if (model.adapter !== null) {
+    const beside = path.join(folder, "adapter");
+    saveFolder(beside, { ...adapterContent(model.adapter, namedBase(config)), copies: [] });
+    own.push(describeMerged(beside, path.join(place, "adapter")));
+  }
+  const content = model.folderContent({ copyFrom: config.model.path });
+  saveFolder(folder, { ...content, texts: [...content.texts, ...mergedTexts([...merged, ...own])] });
 }

@@ -12,7 +12,7 @@ import type { Sample } from "../types.ts";
 import { type QuestionSize, type Stage, visionEstimate } from "./plan.ts";
 
 /** So many questions of the training set (of the first evaluation set for eval) are decoded and measured. */
-const SAMPLED = 8;
+export const SAMPLED = 8;
 /** Qwen2-VL's tokenizer on English questions with the seed's wording: 4.5 to 5 characters a token. */
 const CHARACTERS_PER_TOKEN = 4.5;
 /** Tokens of the chat's frame: system turn, role marks, brackets around media. */
@@ -113,7 +113,7 @@ function estimate(
 }
 
 /** `n` of the items, evenly spread. */
-function spaced<T>(items: readonly T[], n: number): T[] {
+export function spaced<T>(items: readonly T[], n: number): T[] {
   if (items.length <= n) return [...items];
   return Array.from({ length: n }, (_, i) => items[Math.floor((i * items.length) / n)] as T);
 }

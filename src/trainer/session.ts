@@ -1,7 +1,8 @@
 /** How a run starts, resumes, reads its questions, is evaluated and is saved: the same for GRPO and SFT. */
 
 import path from "node:path";
-import { bestRule } from "../config/best-checkpoints.ts";
+import { bestRule, whyUnrated } from "../config/best-checkpoints.ts";
+import type { MergedAdapter } from "../config/merged-adapters.ts";
 import type { Config } from "../config/schema.ts";
 import { BadSamples } from "../data/bad-samples.ts";
 import { responseOf } from "../data/chat.ts";
@@ -31,7 +32,7 @@ import { latestCheckpoint } from "./checkpoint-folder.ts";
 import { Checkpointer } from "./checkpointer.ts";
 import { replaceFolder } from "./files.ts";
 import { AdamW } from "./optimizer.ts";
-import { openPolicy, savePolicy } from "./policy.ts";
+import { mergedBefore, openPolicy, savePolicy } from "./policy.ts";
 import { measureQuestions, type PlacedSample, QuestionShares } from "./question-shares.ts";
 import { type ComputedGroup, RunFolder } from "./run-folder.ts";
 import { totalSteps } from "./schedule.ts";
@@ -47,6 +48,7 @@ export interface Session extends Pipeline {
   stage: TrainState["stage"];
   folder: RunFolder;
   model: Qwen2VL;
+  merged: MergedAdapter[]; // in its weights
   optimizer: AdamW;
   checkpoints: Checkpointer;
   samples: Sample[];
@@ -67,7 +69,11 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   const { ranks = ALONE } = hooks;
   applyDevice(config);
   const checkpoint = hooks.resume ? latestCheckpoint(config.runDir) : undefined;
-  const state = checkpoint === undefined ? null : patiently(() => readCheckpoint(checkpoint, stage));
+  ranks.requireSame({
+    knobs: sharedKnobs(config),
+    checkpoint: checkpoint === undefined ? null : path.basename(checkpoint),
+  });
+  const state = checkpoint === undefined ? null : readCheckpoint(checkpoint, stage, ranks);
   const bad = new BadSamples(config.data, log, state?.badRecords);
   const samples = await readTrainingData(config, bad);
   if (stage === "sft")
@@ -75,11 +81,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
   else {
     checkGoldOfRewards(config.rewards, samples, "data.train", { firstLetter: config.compat.firstLetterReward });
   }
-  ranks.requireSame({
-    knobs: sharedKnobs(config),
-    checkpoint: checkpoint === undefined ? null : path.basename(checkpoint),
-    records: recordsFingerprint(samples),
-  });
+  ranks.requireSame({ records: recordsFingerprint(samples) });
   const levels = config.trainer.evalEvery > 0 ? await readLevels(config, bad) : {};
   const opened: Disposable[] = [];
   const own = <T extends Disposable>(item: T): T => {
@@ -103,6 +105,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
     const folder = own(new RunFolder(config, ranks.isFirst ? first : { follower: ranks.rank }));
     hooks.onOpen?.();
     announce(session, hooks, checkpoint, state);
+    const merged = mergedBefore(config, checkpoint);
     const model = own(openPolicy(config, checkpoint));
     const startWeights = state?.start ?? fingerprint(model.parameters);
     if (model.adapter !== null) requireStartWeights({ config, startWeights }, fingerprint(model.parameters));
@@ -126,7 +129,7 @@ export async function openSession(config: Config, hooks: TrainHooks, stage: Trai
       best: bestRule(config, stage),
       ranks,
     });
-    return { ...session, folder, model, optimizer, checkpoints, startWeights, shares, ...pipeline };
+    return { ...session, folder, model, merged, optimizer, checkpoints, startWeights, shares, ...pipeline };
   } catch (error) {
     for (const item of opened.reverse()) item[Symbol.dispose]();
     throw error;
@@ -235,7 +238,7 @@ async function evaluate(session: Session, hooks: TrainHooks, stopped: () => bool
 
 /** Begins the checkpoint of a step, whose metrics tell how good it is; resolves when training may go on, with `last` when it is complete. */
 async function save(session: Session, step: number, last: boolean, metrics: Metrics): Promise<void> {
-  const { config, stage, model, optimizer, samples, badSamples, bad, startWeights, ranks } = session;
+  const { config, stage, model, merged, optimizer, samples, badSamples, bad, startWeights, ranks } = session;
   const { torch } = versions();
   const state: TrainState = {
     stage,
@@ -248,18 +251,21 @@ async function save(session: Session, step: number, last: boolean, metrics: Metr
     config,
     versions: { node: process.version, torch },
   };
-  const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, ranks });
+  const files = checkpointFiles(state, model, optimizer, { copyFrom: config.model.path, merged, ranks });
   const { metric, count } = bestRule(config, stage);
   const value = metrics[metric];
   if (count > 0 && !Number.isFinite(value))
-    log.warn({ step, metric, value }, "a checkpoint without a number to compare by is not among the best");
+    log.warn(
+      { step, metric, value },
+      `trainer.bestMetric: a checkpoint without ${metric} is not among the best; ${whyUnrated(metric, metrics)}`,
+    );
   await session.checkpoints.save(step, [...files, ...(session.moreFiles?.() ?? [])], { last, value });
 }
 
 /** Writes the policy to `<runDir>/final`, with tokenizer and processor files and, in `adapter/`, its adapter beside it. Returns the folder. */
-function exportModel({ config, folder, model, ranks }: Session): string {
+function exportModel({ config, folder, merged, model, ranks }: Session): string {
   const final = path.join(folder.dir, "final");
-  const write = (temporary: string) => savePolicy(model, temporary, config);
+  const write = (temporary: string) => savePolicy(model, temporary, config, { merged, place: final });
   if (ranks.isFirst) patiently(() => replaceFolder(final, write));
   return final;
 }

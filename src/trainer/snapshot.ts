@@ -28,8 +28,8 @@ export class Snapshot implements Disposable {
   #side: { stream: Stream; copied: Event } | null = null;
   #sources: Tensor[] = []; // what a device is still copying from
 
-  /** @param freeBytes what the host has free */
-  constructor(freeBytes: () => number = () => freeHostBytes()) {
+  /** @param freeBytes what the host has free for this process: other ranks take theirs just now */
+  constructor(freeBytes: () => number = freeHostBytes) {
     this.#freeBytes = freeBytes;
   }
 

@@ -133,6 +133,37 @@ test.each([
   }
 });
 
+test("what is missing is said: training data, media, memory that no knob makes up for", async () => {
+  const here = mkdtempSync(path.join(tmpdir(), "grove-missing-"));
+  const records = path.join(here, "records.jsonl");
+  const record = (i: number) => ({ question: "q", options: ["a", "b"], answer: "a", video: `lost/${i}.mp4` });
+  writeFileSync(records, Array.from({ length: 20 }, (_, i) => `${JSON.stringify(record(i))}\n`).join(""));
+  const plan = ["grpo", "--dry-run", "--set", "model.path=Qwen/Qwen2-VL-7B-Instruct"];
+  const set = (train: string) => [...plan, "--set", `data.train=${train}`];
+  try {
+    const none = ["--set", "trainer.evalEvery=5", "--set", `data.eval.L1={file: "${records}", format: generic}`];
+    expect(await main([...set("[]"), ...none])).toBe(0);
+    expect(out.text).toMatch(/^# {3}data\.train names none$/m);
+    const lost = `20 records; of 8 that were looked at 8 lack media, such as ${here}/lost/0.mp4 (${records})`;
+    expect(out.text).toContain(`#   eval L1: ${lost}\n`);
+
+    out.text = "";
+    const small = ["--device-memory", "1", "--set", "device=cuda"];
+    expect(await main([...set(`[{file: "${records}", format: generic}]`), ...small])).toBe(1);
+    expect(out.text).toContain(`#   train 1: ${lost}\n`);
+    expect(out.text).toContain("#   no knob that was tried makes it fit: a smaller model, or larger GPUs\n");
+    expect(err.text).toContain("hint: no knob that was tried makes it fit");
+
+    out.text = "";
+    expect(
+      await main([...set("[]"), "--nproc", "2", "--set", "device=cpu", "--set", "trainer.questionsPerStep=2"]),
+    ).toBe(0);
+    expect(out.text).toMatch(/GiB \(of this machine's, for each of 2 ranks\)/);
+  } finally {
+    rmSync(here, { recursive: true });
+  }
+});
+
 test("--device-memory is for a dry run", async () => {
   expect(await main(["grpo", "--config", at("8xa100.yaml"), "--device-memory", "40"])).toBe(1);
   expect(err.text).toMatch(/together with --dry-run/);

@@ -91,9 +91,19 @@ test("the quickstart's stages have knobs of their own and live below its folder"
 });
 
 test.each([
-  [["gpro"], "Did you mean grpo?"],
+  [["gpro"], "Unknown command: gpro; did you mean grpo?"],
+  [["foo"], "Unknown command: foo.\n"],
+  [["grpo", "extra"], "Unknown argument: extra.\n"],
   [[], "Name a command."],
-  [["grpo", "--cnfig", "x"], "cnfig"],
+  [["grpo", "--confg", "x"], "Unknown argument: --confg; did you mean --config?"],
+  [["sweep", "-c", "a", "--retry-faild"], "--retry-faild; did you mean --retry-failed?"],
+  [
+    ["grpo", "--no-dryrun", "-x", "--zzz=1"],
+    "--dryrun; did you mean --dry-run?\nUnknown argument: -x.\nUnknown argument: --zzz.",
+  ],
+  [["grpo", "--trainer.steps", "3"], "--trainer.steps; did you mean --set trainer.steps=...?"],
+  [["grpo", "--set", "model.path=m", "--seed", "abc"], "--seed abc: expected a number."],
+  [["sweep", "-c", "a", "--trials=many"], "--trials many: expected a number."],
   [["grpo", "--set", "trainer.klCof=1"], "did you mean trainer.klCoef?"],
   [["grpo", "--set", "model.path=m"], "data.train is empty"],
   [["eval", "--set", "model.path=m"], "data.eval is empty"],
@@ -107,9 +117,9 @@ test.each([
   [["score", "--set", "model.path=m", "--input", "a", "--input", "b"], "--input is given more than once."],
   [["grpo", "--run-dir", "a", "--run-dir", "b"], "--run-dir is given more than once."],
   [["sweep", "-c", "a", "-c", "b"], "is given more than once."],
-  [["grpo", "--set", "model.path=m", "--max-restarts", "often"], "--max-restarts must be a whole number that is 0 or"],
+  [["grpo", "--set", "model.path=m", "--max-restarts", "1.5"], "--max-restarts must be a whole number that is 0 or"],
   [["sft", "--set", "model.path=m", "--json-window", "0"], "--json-window must be a whole number above 0"],
-  [["compare", "--a", "x", "--b", "y", "--show", "some"], "--show must be a whole number that is 0 or more"],
+  [["compare", "--a", "x", "--b", "y", "--show", "-1"], "--show must be a whole number that is 0 or more"],
   [
     ["generate", "--set", "model.path=m", "--input", "c", "--video", "v.mp4"],
     "--video and --image belong to --question",

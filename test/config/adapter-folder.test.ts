@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { namedBase, withNamedBase } from "../../src/config/adapter-folder.ts";
+import { mergedAdapters, mergedTexts } from "../../src/config/merged-adapters.ts";
 import { configSchema } from "../../src/config/schema.ts";
 import { ConfigError } from "../../src/errors.ts";
 
@@ -52,6 +53,47 @@ test("a checkpoint or a run in the place of what is in it: which folder to set",
   expect(resolved({ path: run }).path).toBe(run); // nothing in it to name
   symlinkSync(checkpoint, path.join(run, "best"));
   expect(() => resolved({ path: run })).toThrow(`set ${path.join(run, "best", "adapter")}`);
+});
+
+test("an adapter that the model has in its weights already is refused: by the model's list of them, or by the adapter in a run's final/", () => {
+  const adapter = (name: string, weights: string) =>
+    folder(name, { "adapter_config.json": {}, "adapter_model.safetensors": weights });
+  const own = adapter("own", "own");
+  const base = folder("plain", { "config.json": {} });
+  expect(resolved({ path: base, adapter: own }).adapter).toBe(own);
+  const textsOf = (model: object) => mergedTexts(mergedAdapters(configSchema.parse({ model })));
+  const list = textsOf({ path: base, adapter: own });
+  const merged = folder("merged", {
+    "config.json": {},
+    ...Object.fromEntries(list.map((one) => [one.name, one.text])),
+  });
+  expect(() => resolved({ path: merged, adapter: own })).toThrow(
+    `model.adapter: the weights of ${merged} have ${own} in them already, and it would be added twice; leave`,
+  );
+  const going = { model: { path: merged }, lora: { path: own } };
+  expect(() => withNamedBase(configSchema.parse(going))).toThrow(`lora.path: the weights of ${merged}`);
+  const other = adapter("other", "other");
+  expect(resolved({ path: merged, adapter: other }).adapter).toBe(other);
+  expect(resolved({ path: merged, adapter: own, init: "random" }).adapter).toBe(own); // no weight of the folder is used
+  const both = textsOf({ path: merged, adapter: other })[0]?.text as string;
+  expect(JSON.parse(both).adapters.map((one: { folder: string }) => one.folder)).toEqual([own, other]);
+  expect(textsOf({ path: base })).toEqual([]);
+
+  folder("lora", { "config.yaml": "" }); // a run's
+  const final = folder("lora/final", { "config.json": {} });
+  const last = adapter("lora/final/adapter", "step 2");
+  folder("lora/checkpoint-1", {});
+  const earlier = adapter("lora/checkpoint-1/adapter", "step 1");
+  expect(() => resolved({ path: final, adapter: last })).toThrow("in them already");
+  expect(() => resolved({ path: final, adapter: earlier })).toThrow(`${earlier} is of the run whose adapter`);
+  expect(resolved({ path: final, adapter: other }).adapter).toBe(other);
+
+  const kept = folder("kept", { "config.json": {} }); // no run's: an adapter that lies in its model's folder
+  const inside = adapter("kept/adapter", "kept");
+  expect(resolved({ path: kept, adapter: inside }).adapter).toBe(inside);
+
+  writeFileSync(path.join(merged, "merged_adapters.json"), "{}");
+  expect(() => resolved({ path: merged, adapter: other })).toThrow("merged_adapters.json: has no list of adapters");
 });
 
 test("adapters name the folder of their model, and none where no folder holds it", () => {

@@ -161,8 +161,19 @@ test.each([
   [["rewards.0.timeoutS=1e9"], "rewards.0.timeoutS: expected number to be <=2000000"],
   [["eval.topP=0"], "eval.topP: 0 leaves no token"],
   [["optimizer.beta2=1"], "optimizer.beta2: expected number to be <1"],
-  [["rollout.temperature=1e-46"], "rollout.temperature: 1e-46 is no number that logits can be divided by"],
-  [["eval.temperature=1e39"], "eval.temperature: 1e+39 is no number"],
+  [
+    ["rollout.temperature=1e-46"],
+    "rollout.temperature: expected 1e-30 to 1e30, which float32 can divide by, got 1e-46",
+  ],
+  [["eval.temperature=1e39"], "eval.temperature: expected 1e-30 to 1e30, which float32 can divide by, got 1e+39"],
+  [
+    ["eval.temperature=0"],
+    "eval.temperature: expected a number above 0; for the likeliest token at each place set eval.greedy: true",
+  ],
+  [
+    ["rewards=[{name: acuracy}]"],
+    "rewards.0.path: acuracy is not one of accuracy, format, math, consistency; did you mean accuracy?",
+  ],
   [["trainer.evalEvery=5"], "trainer.evalEvery: evaluation during training needs data.eval"],
   [["tinyModel.heads=3"], "tinyModel.hiddenSize: must be a multiple of heads"],
   [["rendered.sftVideos=99999"], "rendered.sftVideos: 99999 is more than"],

@@ -78,6 +78,7 @@ const broken: [kind: string, line: unknown][] = [
   ["response without a gold answer", { id: "i", question: "Why?", answer: " ", response: "because" }],
   ["missing media", { ...good, id: "j", video: "nowhere.mp4" }],
   ["media in a field that is not read", { ...good, id: "k", image: undefined, images: ["still.png"] }],
+  ["missing answer", { ...good, id: "l", answer: undefined }],
 ];
 
 const writeLines = (name: string, lines: unknown[]) => {
@@ -148,13 +149,32 @@ test("one of each fault: all of them are found, each at its line, and none hides
   expect(messages.get(9)).toMatch(/prompt has \d+ tokens, the limit is 200/);
   expect(messages.get(10)).toMatch(/2 image placeholders for 1 images/);
   expect(messages.get(11)).toContain(`used at ${at("broken.jsonl")}:1 already`);
-  expect(report.bad).toEqual({ train: 10, eval: 0 });
+  expect(report.bad).toEqual({ train: 11, eval: 0 });
   expect(report.stops).toEqual([
     "train 1: 1 record without a gold answer, whatever data.onBadSample says",
-    "10 bad records, and data.onBadSample is error",
+    "11 bad records, and data.onBadSample is error",
   ]);
   expect(set).toMatchObject({ records: 11, usable: 5 });
   expect(set?.promptTokens?.max).toBeGreaterThan(200); // what the limit would have to be
+});
+
+test("an answer that is empty or null is missing; one of another type is none of the options", async () => {
+  const answers = [undefined, null, "", true, "z"];
+  const file = writeLines(
+    "answers.jsonl",
+    answers.flatMap((answer) => [
+      { ...good, answer },
+      { question: "Why?", answer },
+    ]),
+  );
+  const report = await check({ train: [{ file, format: "generic" }] });
+  const kinds = report.sets[0]?.problems
+    .filter(({ kind }) => /answer/.test(kind))
+    .map(({ line, kind }) => [line, kind]);
+  expect(kinds).toEqual([
+    ...[1, 2, 3, 4, 5, 6].map((line) => [line, "missing answer"]),
+    ...[7, 9].map((line) => [line, "answer not among the options"]),
+  ]);
 });
 
 test("records whose letters do not fit their options are noted", async () => {
@@ -178,10 +198,10 @@ test("records whose letters do not fit their options are noted", async () => {
 });
 
 test.each([
-  ["error", 100, 0, ["9 bad records, and data.onBadSample is error"]],
-  ["skip", 9, 0, []],
-  ["skip", 8, 0, ["training would skip 9 records, data.maxBadSamples is 8"]],
-  ["skip", 9, 1, ["training would skip 10 records, data.maxBadSamples is 9"]], // the evaluation set's own, met on the way
+  ["error", 100, 0, ["10 bad records, and data.onBadSample is error"]],
+  ["skip", 10, 0, []],
+  ["skip", 9, 0, ["training would skip 10 records, data.maxBadSamples is 9"]],
+  ["skip", 10, 1, ["training would skip 11 records, data.maxBadSamples is 10"]], // the evaluation set's own, met on the way
 ] as const)("onBadSample %s, maxBadSamples %i: whether the run would stop", async (onBadSample, maxBadSamples, during, stops) => {
   const bad = broken.filter(([kind]) => kind !== "no gold answer").map(([, line]) => line);
   const train = [{ file: writeLines("most.jsonl", bad), format: "generic" as const }];

@@ -52,6 +52,20 @@ test("a sweep of GRPO runs on the CPU, two at a time; its best config is one tha
   expect(await main(["grpo", "--dry-run", "--config", inside("sweep", "best.yaml")])).toBe(0);
 });
 
+test("a sweep that a signal stops says so, and its status does", async () => {
+  const space = { "trainer.klCoef": [0, 0.1] };
+  const file = write("stopped", { objective: { metric: "reward/mean" }, space, search: "grid" });
+  const [out, err] = [capture(process.stdout), capture(process.stderr)];
+  const before = process.listeners("SIGTERM");
+  const status = main(["sweep", "--config", file]);
+  const ours = () => process.listeners("SIGTERM").filter((listener) => !before.includes(listener));
+  await vi.waitFor(() => expect(ours()).toHaveLength(1));
+  ours()[0]?.("SIGTERM");
+  expect(await status).toBe(143);
+  expect(out.text).toMatch(/^\nno trial has ended\n/);
+  expect(err.text).toBe("stopped; the same command goes on\n");
+});
+
 test("an ablation trains, evaluates, and pairs answers by question", async () => {
   const variants = { trained: { command: "sft" }, start: { command: "none" } };
   const file = write("ablation", { variants, base: "start", metrics: ["loss/sft"], evaluate: true });

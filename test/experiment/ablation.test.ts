@@ -103,6 +103,24 @@ test("an adapter that is part of the base is merged once: not again into what wa
   expect(jobs.map(({ status, reason }) => reason ?? status)).toEqual(["finished", "finished", "finished", "finished"]);
 });
 
+test("an adapter that all variants go on from is not gone on from by those that start from another's model", () => {
+  const own = { from: "sft", set: { "lora.path": "another" } };
+  const variants = { sft: { command: "sft" }, grpo: { from: "sft" }, own, whole: { from: "sft", set: { lora: null } } };
+  const set = { lora: { rank: 4, path: "adapter" } };
+  const file = write("from an adapter", { seeds: [1], variants, set, evaluate: false });
+  const lora = Object.fromEntries(readAblation(file).jobs.map(({ variant, config }) => [variant, config.lora]));
+  const paths = Object.entries(lora).map(([variant, knobs]) => [variant, knobs && [knobs.rank, knobs.path]]);
+  expect(Object.fromEntries(paths)).toEqual({
+    ...{ sft: [4, "adapter"], grpo: [4, undefined], own: [4, "another"] },
+    whole: undefined,
+  });
+});
+
+test("before any run has ended there is nothing to show", () => {
+  const ablation = readAblation(write("nothing yet"));
+  expect(ablationText(ablation, ablationTables(ablation, []))).toBe("no run has ended");
+});
+
 test("pictures: every variant's mean and seeds, and figures over a knob", async () => {
   const variant = (command: string, klCoef: number) => ({ command, set: { "trainer.klCoef": klCoef } });
   const file = write("drawn", {

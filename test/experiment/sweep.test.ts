@@ -5,6 +5,8 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeEach, expect, test } from "vitest";
 import { loadConfig } from "../../src/config/load.ts";
+import { propose } from "../../src/experiment/search.ts";
+import type { Params } from "../../src/experiment/space.ts";
 import { runSweep, type SweepOptions } from "../../src/experiment/sweep.ts";
 import { sweepTable, writeSweepResults } from "../../src/experiment/sweep-report.ts";
 import { readSweep } from "../../src/experiment/sweep-spec.ts";
@@ -138,6 +140,21 @@ test("settings to try first that lie between a grid's take no place in it, and n
   expect(() => trials(first(3e-6, 3e-6))).toThrow(/first\.1: the same setting twice/);
 });
 
+test("of a grid of many millions as many are tried as asked for, the first in order", () => {
+  const space = { "data.maxPixels": { min: 4000, max: 12_000_000 }, "trainer.klCoef": [0, 0.1] };
+  const { trials, search } = readSweep(place.write("large", { space, search: "grid", trials: 5 }));
+  expect(trials).toBe(5);
+  const tried: Params[] = [];
+  for (let trial = 0; trial < trials; trial++) tried.push(propose(search, trial, tried, []) as Params);
+  const pixels = tried.map((params) => [params["data.maxPixels"], params["trainer.klCoef"]]);
+  const [least] = pixels[0] as [number];
+  expect(pixels.slice(0, 3)).toEqual([
+    [least, 0],
+    [least, 0.1],
+    [least + 1, 0],
+  ]);
+});
+
 test("what a file gets wrong is said before anything starts", async () => {
   const message = (changes: object) => {
     try {
@@ -161,9 +178,11 @@ test("what a file gets wrong is said before anything starts", async () => {
     "trainer.klCoef: 0.5 is not in the space",
   );
   expect(message({ search: "grid" })).toContain("a grid needs values");
-  expect(message({ search: "grid", space: { "data.maxPixels": { min: 4000, max: 12_000_000 } } })).toContain(
-    "a grid of 11,996,001 settings",
-  );
+  const large = { search: "grid", trials: undefined, space: { "data.maxPixels": { min: 4000, max: 12_000_000 } } };
+  expect(message(large)).toMatch(/a grid of 11,996,001 settings: give .*, set trials or/);
+  expect(message({ ...large, trials: 10_001 })).toContain("a grid of 11,996,001 settings: give");
+  const inOrder = { "data.minPixels": { min: 9000, max: 9_000_000 }, "data.maxPixels": [9001] }; // two of them
+  expect(message({ ...large, space: inOrder, trials: 5 })).toMatch(/settings, of whose first 10000 2 are in order: /);
   const list = path.join(place.folder, "list.yaml");
   writeFileSync(list, "[space, objective]");
   expect(() => readSweep(list)).toThrow(`${list}: expected a mapping of keys, got ["space","objective"]`);

@@ -1,9 +1,21 @@
-import { freemem } from "node:os";
+import os, { freemem } from "node:os";
 import { afterEach, expect, test, vi } from "vitest";
 import { availableBytes } from "../../src/rollout/free-memory.ts";
+import { shareHostMemory } from "../../src/torch/host-memory.ts";
 
 const GIB = 2 ** 30;
-afterEach(() => vi.restoreAllMocks());
+afterEach(() => {
+  vi.restoreAllMocks();
+  shareHostMemory(1);
+});
+
+test("ranks of one host plan with a share each", () => {
+  vi.spyOn(process, "constrainedMemory").mockReturnValue(0);
+  vi.spyOn(os, "freemem").mockReturnValue(24 * GIB);
+  expect(availableBytes("cpu")).toBe(12 * GIB);
+  shareHostMemory(4);
+  expect(availableBytes("cpu")).toBe(3 * GIB);
+});
 
 test("a container's limit counts, not what the machine has beside it", () => {
   vi.spyOn(process.memoryUsage, "rss").mockReturnValue(3 * GIB);

@@ -5,6 +5,7 @@ import { philoxUniform, sampleKey } from "../../src/rollout/philox.ts";
 import { type SamplingOptions, type SlotState, TokenSampler } from "../../src/rollout/sample-token.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
+import { edgeDistance } from "./edges.ts";
 
 export const plain: SamplingOptions = { temperature: 1, topK: 0, topP: 1 };
 export const greedy: SamplingOptions = { ...plain, greedy: true };
@@ -96,6 +97,21 @@ export function drawByComposition({ logits, options, forbidden }: Case) {
       sampledLogprobs: draw.sampledLogprobs.toNumbers(),
     };
   });
+}
+
+/** How near an edge float32 sums over some thousand ids may come by rounding. */
+const ROUNDING = 1e-5;
+
+/** The rows whose draws, those of drawByOperator for as many slots, rounding decides (edges.ts). */
+export function atEdges({ logits, options, forbidden }: Case): Set<number> {
+  const [rows, vocab] = logits.shape as [number, number];
+  const all = logits.toNumbers();
+  const distanceOf = (row: number) => {
+    const own = all.slice(row * vocab, (row + 1) * vocab);
+    for (const id of forbidden) own[id] = Number.NEGATIVE_INFINITY;
+    return edgeDistance(own, options, philoxUniform(sampleKey(7, 0, "q", row), 5));
+  };
+  return new Set(Array.from({ length: rows }, (_, row) => row).filter((row) => distanceOf(row) < ROUNDING));
 }
 
 /** [rows, vocab] normal numbers of the given spread; the same on every machine. */

@@ -5,7 +5,8 @@ import { drawUniforms } from "../../src/rollout/draws.ts";
 import { forbiddenIds, type RolloutOptions, Sampler } from "../../src/rollout/sampler.ts";
 import { fill_ } from "../../src/torch/ops.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
-import type { Completion, RolloutGroup } from "../../src/types.ts";
+import type { Completion, Prompt, RolloutGroup } from "../../src/types.ts";
+import { type Drawn, expectSameDraws } from "./edges.ts";
 import { decoder, FORBIDDEN, greedyReference, passLogprobs, TOKENS, tinyModel, tinyPrompt } from "./support.ts";
 
 const model = tinyModel();
@@ -28,6 +29,9 @@ const prompts = [
   tinyPrompt("e", 21),
 ];
 const idsOf = (groups: readonly RolloutGroup[]) => groups.map((g) => g.completions.map((c) => Array.from(c.ids)));
+const drawn = (groups: readonly RolloutGroup[]): Drawn[][] => groups.map(({ completions }) => completions);
+const same = (given: readonly Prompt[], got: readonly (readonly Drawn[])[], expected: readonly (readonly Drawn[])[]) =>
+  expectSameDraws(model, given, base, got, expected);
 
 describe.each(["fused", "plain"] as const)("%s", (attention) => {
   const samplerOf = (maxConcurrent = 256, prefillTokens = 8192, policy = model) =>
@@ -56,10 +60,12 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
       .flatMap((group, q) =>
         group.completions.map((long, g) => ({ long, short: usual[q]?.completions[g] as Completion })),
       );
-    for (const { long, short } of pairs) {
+    for (const { long } of pairs) {
       expect(long).toMatchObject({ finish: "length", ids: { length: 40 } });
-      expect(long.ids.slice(0, short.ids.length)).toEqual(short.ids);
     }
+    const cut = pairs.map(({ long, short }) => ({ ids: long.ids.slice(0, short.ids.length) }));
+    const grouped = (some: readonly Drawn[]) => prompts.map((_, q) => some.slice(4 * q, 4 * q + 4));
+    same(prompts, grouped(cut), grouped(pairs.map(({ short }) => ({ ids: short.ids }))));
     expect(pairs.filter(({ short }) => short.finish === "stop").length).toBeGreaterThan(0);
   });
 
@@ -92,8 +98,8 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
   });
 
   test("the same completions whatever the waves, the packing, the rounds and the order of the prompts", () => {
-    const whole = idsOf(samplerOf().rolloutGroups(prompts, base));
-    expect(new Set(whole.flat().map(String)).size).toBeGreaterThan(15); // they differ from one another
+    const whole = drawn(samplerOf().rolloutGroups(prompts, base));
+    expect(new Set(whole.flat().map(({ ids }) => String(ids))).size).toBeGreaterThan(15); // they differ from one another
     for (const [maxConcurrent, prefillTokens] of [
       [4, 8192],
       [8, 1],
@@ -101,17 +107,18 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
       [3, 8192],
       [1, 1],
     ] as const) {
-      expect(idsOf(samplerOf(maxConcurrent, prefillTokens).rolloutGroups(prompts, base))).toEqual(whole);
+      same(prompts, drawn(samplerOf(maxConcurrent, prefillTokens).rolloutGroups(prompts, base)), whole);
     }
-    expect(idsOf(samplerOf().rolloutGroups([...prompts].reverse(), base)).reverse()).toEqual(whole);
-    expect(idsOf(samplerOf().rolloutGroups(prompts.slice(1, 2), base))).toEqual(whole.slice(1, 2));
+    same(prompts, drawn(samplerOf().rolloutGroups([...prompts].reverse(), base)).reverse(), whole);
+    same(prompts.slice(1, 2), drawn(samplerOf().rolloutGroups(prompts.slice(1, 2), base)), whole.slice(1, 2));
   });
 
   test("a group can be continued, and a smaller one is its beginning", () => {
-    const whole = idsOf(samplerOf().rolloutGroups(prompts, base));
-    const first = idsOf(samplerOf().rolloutGroups(prompts, { ...base, groupSize: 1 }));
-    const rest = idsOf(samplerOf().rolloutGroups(prompts, { ...base, groupSize: 3, firstCompletion: 1 }));
-    expect(first.map((group, i) => [...group, ...(rest[i] as number[][])])).toEqual(whole);
+    const whole = drawn(samplerOf().rolloutGroups(prompts, base));
+    const first = drawn(samplerOf().rolloutGroups(prompts, { ...base, groupSize: 1 }));
+    const rest = drawn(samplerOf().rolloutGroups(prompts, { ...base, groupSize: 3, firstCompletion: 1 }));
+    const both = first.map((group, i) => [...group, ...(rest[i] as Drawn[])]);
+    same(prompts, both, whole);
   });
 
   test("seed, step and sample id change the draws", () => {
@@ -129,18 +136,20 @@ describe.each(["fused", "plain"] as const)("%s", (attention) => {
 
   test("a prompt that is given twice gets two groups: the second goes on where the first ended, in whatever waves they are", () => {
     const [a, b] = [prompts[0], prompts[1]] as [(typeof prompts)[0], (typeof prompts)[0]];
-    const double = idsOf(samplerOf().rolloutGroups([a], { ...base, groupSize: 8 }));
+    const double = drawn(samplerOf().rolloutGroups([a], { ...base, groupSize: 8 }));
+    const single = drawn(samplerOf().rolloutGroups([b], base));
     for (const maxConcurrent of [256, 4, 3]) {
-      const [first, other, second] = idsOf(samplerOf(maxConcurrent).rolloutGroups([a, b, a], base));
-      expect([...(first as number[][]), ...(second as number[][])]).toEqual(double[0]);
-      expect(other).toEqual(idsOf(samplerOf().rolloutGroups([b], base))[0]);
+      const [first, other, second] = drawn(samplerOf(maxConcurrent).rolloutGroups([a, b, a], base));
+      same([a], [[...(first as Drawn[]), ...(second as Drawn[])]], double);
+      same([b], [other as Drawn[]], single);
     }
   });
 
   test("a longer limit continues the same completions", () => {
-    const short = idsOf(samplerOf().rolloutGroups(prompts, { ...base, maxNewTokens: 5 }));
-    const long = idsOf(samplerOf().rolloutGroups(prompts, { ...base, maxNewTokens: 9 }));
-    expect(long.map((group) => group.map((ids) => ids.slice(0, 5)))).toEqual(short);
+    const short = drawn(samplerOf().rolloutGroups(prompts, { ...base, maxNewTokens: 5 }));
+    const long = drawn(samplerOf().rolloutGroups(prompts, { ...base, maxNewTokens: 9 }));
+    const cut = long.map((group) => group.map(({ ids }) => ({ ids: ids.slice(0, 5) })));
+    same(prompts, cut, short);
   });
 
   test("forbidden ids never appear, also at a high temperature", () => {

@@ -7,7 +7,8 @@ import { type RolloutOptions, Sampler, type SamplerOptions } from "../../src/rol
 import { setNumThreads } from "../../src/torch/cuda.ts";
 import { liveTensors } from "../../src/torch/scope.ts";
 import type { Prompt, RolloutGroup } from "../../src/types.ts";
-import { decoder, tinyModel, tinyPrompt } from "./support.ts";
+import { type Drawn, expectSameDraws } from "./edges.ts";
+import { decoder, TOKENS, tinyModel, tinyPrompt } from "./support.ts";
 
 const model = tinyModel();
 afterAll(() => model[Symbol.dispose]());
@@ -33,6 +34,14 @@ function sample(
   return { groups, stats: own.stats };
 }
 const idsOf = (groups: readonly RolloutGroup[]) => groups.map((g) => g.completions.map((c) => Array.from(c.ids)));
+const completionsOf = (groups: readonly RolloutGroup[]) => groups.map(({ completions }) => completions);
+const same = (
+  given: readonly Prompt[],
+  options: Partial<RolloutOptions>,
+  got: readonly (readonly Drawn[])[],
+  expected: readonly (readonly Drawn[])[],
+  of = model,
+) => expectSameDraws(of, given, { ...base, ...options }, got, expected);
 const bitsOf = ({ completions }: RolloutGroup) =>
   completions.map(({ ids, logprobs, sampledLogprobs, entropies }) => [ids, logprobs, sampledLogprobs, entropies]);
 
@@ -45,18 +54,14 @@ describe("the plain path's completions", () => {
     { groupSize: 11 },
   ];
   test.each(cases)("%j", (options) => {
-    const plain = sample(prompts, options, { attention: "plain" }).groups.flatMap((group) => group.completions);
+    const plain = sample(prompts, options, { attention: "plain" }).groups;
     for (const maxConcurrent of [256, 7, 4, 1]) {
       for (const attention of ["fused", "per-sequence"] as const) {
         const { groups } = sample(prompts, options, { attention, maxConcurrent });
-        for (const [i, completion] of groups.flatMap((group) => group.completions).entries()) {
-          expect(completion.ids).toEqual(plain[i]?.ids);
-          expect(completion.finish).toBe(plain[i]?.finish);
-          for (const values of ["logprobs", "sampledLogprobs", "entropies"] as const) {
-            expect(completion[values]).toHaveLength(completion.ids.length);
-            for (const [t, x] of completion[values].entries())
-              expect(Math.abs(x - (plain[i]?.[values][t] as number)), `${values} ${i} ${t}`).toBeLessThan(1e-4);
-          }
+        same(prompts, options, completionsOf(groups), completionsOf(plain));
+        for (const { ids, finish, logprobs, sampledLogprobs, entropies } of completionsOf(groups).flat()) {
+          expect(finish).toBe(TOKENS.stops.includes(ids.at(-1) as number) ? "stop" : "length");
+          for (const values of [logprobs, sampledLogprobs, entropies]) expect(values).toHaveLength(ids.length);
         }
       }
     }
@@ -67,11 +72,16 @@ describe("limits of single completions", () => {
   const limitOf = (prompt: number, completion: number) => 1 + randomInt(12, "limit", prompt, completion);
 
   test.each(["fused", "plain"] as const)("cut what is sampled, and nothing else (%s)", (attention) => {
-    const whole = idsOf(sample(prompts, {}, { attention }).groups);
+    const whole = sample(prompts, {}, { attention }).groups;
     const { groups, stats } = sample(prompts, { limitOf }, { attention, maxConcurrent: 5 });
-    const expected = whole.map((group, q) => group.map((ids, g) => ids.slice(0, limitOf(q, g))));
-    expect(idsOf(groups)).toEqual(expected);
-    expect(stats.tokens).toBe(expected.flat(2).length);
+    const cut = whole.map(({ completions }, q) =>
+      completions.map(({ ids }, g) => ({ ids: ids.slice(0, limitOf(q, g)) })),
+    );
+    same(prompts, {}, completionsOf(groups), cut);
+    for (const [q, { completions }] of groups.entries())
+      for (const [g, { ids, finish }] of completions.entries())
+        expect(finish === "stop" || ids.length === limitOf(q, g)).toBe(true);
+    expect(stats.tokens).toBe(idsOf(groups).flat(2).length);
   });
 
   test.each(["fused", "plain"] as const)("are one token at least (%s)", (attention) => {
@@ -94,7 +104,7 @@ describe("limits of single completions", () => {
     const whole = sample(prompts, options, { model: endless, attention: "plain" }).groups;
     for (const maxConcurrent of [6, 4, 2]) {
       const { groups, stats } = sample(prompts, options, { model: endless, maxConcurrent });
-      expect(idsOf(groups)).toEqual(idsOf(whole));
+      same(prompts, options, completionsOf(groups), completionsOf(whole), endless);
       expect(stats.rows).toBe(maxConcurrent);
     }
     // begun together, completions end together: rows are hardly ever idle, however the lengths fall

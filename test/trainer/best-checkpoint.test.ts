@@ -16,7 +16,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
-import { type BestRule, bestRule } from "../../src/config/best-checkpoints.ts";
+import { type BestRule, bestRule, whyUnrated } from "../../src/config/best-checkpoints.ts";
 import { checkConfig } from "../../src/config/check.ts";
 import { type Config, configSchema } from "../../src/config/schema.ts";
 import { CheckpointError } from "../../src/errors.ts";
@@ -248,4 +248,13 @@ test.each([
   expect(problems.filter(({ knob }) => knob === "trainer.bestMetric").map((one) => one.problem)).toEqual([
     expect.stringMatching(problem),
   ]);
+});
+
+test("a checkpoint without the metric: what is in its place", () => {
+  const metrics = { "reward/mean": 0.5, "loss/kl": Number.NaN };
+  expect(whyUnrated("reward/maen", metrics)).toMatch(/did you mean reward\/mean\?$/);
+  expect(whyUnrated("loss/kl", metrics)).toBe("it is not finite");
+  expect(whyUnrated("something else", metrics)).toBe("its step has reward/mean, loss/kl");
+  expect(whyUnrated("eval/L1/accuracy", metrics)).toMatch(/^the step was not evaluated/);
+  expect(whyUnrated("eval/L1/acuracy", { ...metrics, "eval/L1/accuracy": 1 })).toMatch(/mean eval\/L1\/accuracy\?$/);
 });

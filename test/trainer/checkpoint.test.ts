@@ -97,6 +97,32 @@ test.each([
   expect(() => readCheckpoint(path.join(run, "checkpoint-3"), "sft")).toThrow(/damaged.*delete the checkpoint/);
 });
 
+test("ranks look at a share of the files each, and what one finds is the verdict of all", () => {
+  const run = copyRun("shared out");
+  const checkpoint = path.join(run, "checkpoint-3");
+  const readAs = (rank: number, world: number, gather: (own: unknown) => unknown[]) =>
+    readCheckpoint(checkpoint, "sft", { rank, world, gather: gather as <T>(own: T) => T[] });
+  const findings = (world: number) =>
+    Array.from({ length: world }, (_, rank) => {
+      let found: unknown;
+      readAs(rank, world, (own) => {
+        found = own;
+        return [null];
+      });
+      return found;
+    });
+  expect(findings(3)).toEqual([null, null, null]);
+  const files = ["model/model.safetensors", "model/tokenizer.json", "optimizer.safetensors"];
+  for (const name of files) appendFileSync(path.join(checkpoint, name), "x");
+  for (const world of [1, 2, 3, 50]) {
+    const all = findings(world);
+    const damaged = all.filter((one) => one !== null);
+    expect(damaged.length).toBeGreaterThanOrEqual(Math.min(world, 2)); // the two largest are different ranks'
+    if (world === 50) expect(damaged).toHaveLength(files.length); // a file at most each
+    for (let rank = 0; rank < world; rank++) expect(() => readAs(rank, world, () => all)).toThrow(/is damaged/);
+  }
+});
+
 test("what a killed process left under the hidden name is no checkpoint and is removed by the next save", async () => {
   const run = copyRun("hidden");
   for (const step of [1, 4, 7]) {

@@ -7,7 +7,7 @@ import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { Ranks } from "../../src/distributed/ranks.ts";
 import { CheckpointError } from "../../src/errors.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
-import { freeHostBytes } from "../../src/torch/host-memory.ts";
+import { freeHostBytes, shareHostMemory } from "../../src/torch/host-memory.ts";
 import { fill_, slice } from "../../src/torch/ops.ts";
 import { keep, scope } from "../../src/torch/scope.ts";
 import { type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
@@ -34,6 +34,7 @@ beforeEach(() => {
   );
 });
 afterEach(async () => {
+  shareHostMemory(1);
   vi.restoreAllMocks();
   for (const checkpoints of open.splice(0)) await checkpoints.close();
   for (const tensor of tensors) tensor.free();
@@ -158,8 +159,8 @@ test("whoever closes in the middle, as a run that ends with an error does, waits
 });
 
 /** Rank 1 of 2; `post` takes what it tells rank 0, `othersHold` is whether rank 0 writes in place. */
-const secondRank = (post: (key: string) => void, othersHold: boolean, localWorld = 2) =>
-  ({ rank: 1, world: 2, localWorld, group: { post }, any: (flag: boolean) => flag || othersHold }) as unknown as Ranks;
+const secondRank = (post: (key: string) => void, othersHold: boolean) =>
+  ({ rank: 1, world: 2, group: { post }, any: (flag: boolean) => flag || othersHold }) as unknown as Ranks;
 
 test("where rank 0 has no room for a snapshot the others hand their parts over before they go on, else beside training", async () => {
   for (const othersHold of [true, false]) {
@@ -196,17 +197,22 @@ test("in a container ranks share what its limit leaves beside all of them, not b
   vi.spyOn(os, "freemem").mockReturnValue(1000 * GIB); // the machine's
   vi.spyOn(process.memoryUsage, "rss").mockReturnValue(10 * GIB);
   const limit = vi.spyOn(process, "constrainedMemory").mockReturnValue(100 * GIB);
-  expect([1, 4, 10].map((ranks) => freeHostBytes(ranks) / GIB)).toEqual([90, 15, 0]);
+  const shared = (ranks: number) => {
+    shareHostMemory(ranks);
+    return freeHostBytes() / GIB;
+  };
+  expect([1, 4, 10].map(shared)).toEqual([90, 15, 0]);
   limit.mockReturnValue(0); // no container
-  expect([1, 4].map((ranks) => freeHostBytes(ranks) / GIB)).toEqual([1000, 250]);
+  expect([1, 4].map(shared)).toEqual([1000, 250]);
 });
 
 test("the ranks of a machine share what it has free for snapshots", async () => {
   const posted: string[] = [];
+  shareHostMemory(1e12);
   const { checkpoints } = checkpointer(
     "crowded",
     undefined,
-    secondRank((key) => posted.push(key), false, 1e12),
+    secondRank((key) => posted.push(key), false),
   );
   await checkpoints.save(5, files()); // no room for one of so many: in place
   expect(posted).toEqual(["checkpoint/5/1"]);

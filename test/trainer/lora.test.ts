@@ -73,6 +73,7 @@ test.each([
   for (const file of [
     "final/model.safetensors",
     "final/adapter/adapter_model.safetensors",
+    "final/adapter/adapter_config.json",
     "checkpoint-4/optimizer.safetensors",
   ])
     expect(bytesOf(path.join(resumed.runDir, file)).equals(bytesOf(path.join(straight.runDir, file)))).toBe(true);
