@@ -20,13 +20,18 @@ test.each([
   ["greedy", { ...plain, greedy: true }, 0.7, Math.log(0.5 / 0.3)],
   ["a temperature", { ...plain, temperature: 0.5, greedy: true }, 0, 2 * Math.log(0.5 / 0.3)],
 ] as const)("%s", (_, options, u, distance) => {
-  expect(edgeDistance(logits, options, u)).toBeCloseTo(distance, 9);
+  for (const exact of [true, false]) expect(edgeDistance(logits, options, u, exact)).toBeCloseTo(distance, 9);
 });
 
-test("equal logits are no edge, nearly equal ones are", () => {
-  const options = { ...plain, topK: 1 };
-  expect(edgeDistance([1, 1, 0], options, 0.25)).toBeCloseTo(0.25, 9);
-  expect(edgeDistance([1, 1 - 1e-7, 0], options, 0.25)).toBeCloseTo(1e-7, 12);
+test.each([
+  ["top-k", { ...plain, topK: 1 }],
+  ["the nucleus", { ...plain, topP: 0.1 }],
+  ["greedy", { ...plain, greedy: true }],
+])("%s: nearly equal logits are an edge, equal ones where the draws may have had others", (_, options) => {
+  const distance = (second: number, exact: boolean) => edgeDistance([1, second, 0], options, 0.25, exact);
+  expect(distance(1, true)).toBeGreaterThan(0.1);
+  expect(distance(1, false)).toBe(0);
+  for (const exact of [true, false]) expect(distance(1 - 1e-7, exact)).toBeCloseTo(1e-7, 12);
 });
 
 const model = tinyModel();

@@ -19,34 +19,43 @@ const MOST_AT_EDGES = 0.02;
 
 /**
  * How far a draw is from another one: the least of the distances, in nats or in probability, of the logits from an edge of top-k or of the nucleus and of the
- * number `u` from a border of the tokens that are kept. Logits that are equal are kept or cut together and are no edge.
+ * number `u` from a border of the tokens that are kept.
  * @param logits minus infinity for what is never sampled
+ * @param exact whether both draws had these very logits: equal ones were kept or cut together then and are no edge. Others may have differed by a bit.
  */
 export function edgeDistance(
   logits: readonly number[],
   { temperature, topK, topP, greedy = false }: SamplingOptions,
   u: number,
+  exact: boolean,
 ): number {
   const x = logits.map((logit) => logit / temperature);
   const ranked = x.filter(Number.isFinite).sort((a, b) => b - a);
   const top = ranked[0] as number;
-  /** From the last value that is kept to the first that is not. */
-  const gapBelow = (least: number) => least - (ranked.find((value) => value < least) ?? Number.NEGATIVE_INFINITY);
-  if (greedy) return gapBelow(top);
+  /** From the last of `count` values that are kept to the first that is not. */
+  const gapAfter = (count: number) => {
+    const last = ranked[count - 1] as number;
+    const next = exact ? ranked.find((value) => value < last) : ranked[count];
+    return last - (next ?? Number.NEGATIVE_INFINITY);
+  };
+  if (greedy) return gapAfter(1);
   const distances: number[] = [];
-  const kth = topK > 0 && topK < ranked.length ? (ranked[topK - 1] as number) : (ranked.at(-1) as number);
-  distances.push(gapBelow(kth));
+  const k = topK > 0 ? Math.min(topK, ranked.length) : ranked.length;
+  const kth = ranked[k - 1] as number;
+  distances.push(gapAfter(k));
   const weightOf = (value: number) => Math.exp(value - top);
   const total = sumOf(ranked.filter((value) => value >= kth).map(weightOf));
   let least = kth;
   if (topP < 1) {
     let before = 0;
-    for (const value of topK > 0 ? ranked.slice(0, topK) : ranked) {
+    let count = 0;
+    for (const value of ranked.slice(0, k)) {
       if (before > 0) distances.push(Math.abs(before - topP));
-      if (before === 0 || before < topP) least = value;
+      if (before === 0 || before < topP) count++;
       before += weightOf(value) / total;
     }
-    distances.push(gapBelow(least));
+    least = ranked[count - 1] as number;
+    distances.push(gapAfter(count));
   }
   const kept = x.map((value) => (value >= least ? weightOf(value) : 0));
   const whole = sumOf(kept);
@@ -72,7 +81,7 @@ export function distanceAt(
   const all = passLogprobs(model, [{ prompt, completions } as unknown as RolloutGroup]);
   const logits = allowed.map((_, i) => all[(i + 1) * (before.length + 1) - 1] as number);
   const key = sampleKey(options.seed, options.step, prompt.sample.id, index);
-  return edgeDistance(logits, options, philoxUniform(key, before.length));
+  return edgeDistance(logits, options, philoxUniform(key, before.length), false);
 }
 
 /** A completion, or its beginning, and its number among those of its prompt. */

@@ -109,7 +109,7 @@ export function atEdges({ logits, options, forbidden }: Case): Set<number> {
   const distanceOf = (row: number) => {
     const own = all.slice(row * vocab, (row + 1) * vocab);
     for (const id of forbidden) own[id] = Number.NEGATIVE_INFINITY;
-    return edgeDistance(own, options, philoxUniform(sampleKey(7, 0, "q", row), 5));
+    return edgeDistance(own, options, philoxUniform(sampleKey(7, 0, "q", row), 5), true);
   };
   return new Set(Array.from({ length: rows }, (_, row) => row).filter((row) => distanceOf(row) < ROUNDING));
 }
