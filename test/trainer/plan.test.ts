@@ -230,17 +230,17 @@ test.each([
   expect(Math.abs(liveTensors().bytes - before - state.gradients - state.optimizer)).toBeLessThan(tables);
 });
 
-test("what an adapter's layers keep: its inputs' masks with dropout, and no levels between none and whole layers", () => {
+test("what an adapter's layers keep: what is between its factors, its inputs and their masks with dropout, and no levels between none and whole layers", () => {
   const lora = (more: object) => config({ model: { path: "unused" }, lora: more });
   const pack = { tokens: 100, completionTokens: 10, patches: 0 };
   const bytes = (some: Config, text: Recompute) => activationBytes(pack, some, seven, { text, vision: "none" });
   const plain = config({ model: { path: "unused" } });
-  const { numLayers, hiddenSize, intermediateSize } = seven.text;
+  const { numLayers, hiddenSize } = seven.text;
   const item = plain.dtype === "bfloat16" ? 2 : 4;
   const extra = bytes(lora({ rank: 8, targets: ["q_proj", "v_proj"] }), "none") - bytes(plain, "none");
   expect(extra).toBe(100 * numLayers * 2 * 8 * item);
   const down = bytes(lora({ rank: 8, targets: ["down_proj"] }), "none") - bytes(plain, "none");
-  expect(down).toBe(100 * numLayers * (8 + intermediateSize) * item);
+  expect(down).toBe(100 * numLayers * 8 * item); // of SwiGLU's product nothing
   const drops =
     bytes(lora({ targets: ["o_proj"], dropout: 0.1 }), "none") - bytes(lora({ targets: ["o_proj"] }), "none");
   expect(drops).toBe(100 * (numLayers * 2 + 8) * hiddenSize * item);
