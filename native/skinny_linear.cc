@@ -101,14 +101,24 @@ void checkResidual(const Tensor& x, const Tensor& weight, const Tensor& residual
               x.size(0), ", ", weight.size(0), "], got ", residual.sizes());
 }
 
+void checkBias(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  checkFactors("linear", x, weight);
+  TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0)), "linear: expected bias [", weight.size(0), "], got ",
+              bias.sizes());
+}
+
+void checkGateUp(const Tensor& x, const Tensor& weight) {
+  checkFactors("linear_swiglu", x, weight);
+  TORCH_CHECK(weight.size(0) % 2 == 0, "linear_swiglu: expected weight [gate | up] with an even number of rows, got ", weight.sizes());
+}
+
 // Whether a backward through these is to be recorded that is not ATen's.
 bool isTrained(const Tensor& x, const Tensor& weight, const Tensor& addend) {
   return x.is_cuda() && at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (addend.defined() && addend.requires_grad()));
 }
 
 Tensor linear_swiglu(const Tensor& x, const Tensor& weight) {
-  checkFactors("linear_swiglu", x, weight);
-  TORCH_CHECK(weight.size(0) % 2 == 0, "linear_swiglu: expected weight [gate | up] with an even number of rows, got ", weight.sizes());
+  checkGateUp(x, weight);
   const Tensor out = skinny(kGroveSwiglu, x, weight, Tensor(), weight.size(0) / 2);
   if (out.defined()) return out;
   const Tensor gateUp = at::linear(x, weight);
@@ -120,10 +130,8 @@ Tensor linear_swiglu(const Tensor& x, const Tensor& weight) {
 }  // namespace
 
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  checkFactors("linear", x, weight);
   const Tensor addend = bias.value_or(Tensor());
-  TORCH_CHECK(!addend.defined() || (addend.dim() == 1 && addend.size(0) == weight.size(0)), "linear: expected bias [", weight.size(0),
-              "], got ", addend.sizes());
+  checkBias(x, weight, addend);
   if (isTrained(x, weight, addend)) return trainedLinear(x, weight, bias, std::nullopt);
   const Tensor out = skinny(addend.defined() ? kGroveBias : kGrovePlain, x, weight, addend, weight.size(0));
   return out.defined() ? out : at::linear(x, weight, bias);
@@ -144,6 +152,9 @@ Tensor linear_residual_halves(const Tensor& x, const Tensor& weight, const Tenso
 }
 
 Tensor skinnyLora(GroveEpilogue epilogue, const Tensor& x, const Tensor& weight, const Tensor& addend, const Tensor& t, const Lora& lora) {
+  if (epilogue == kGroveSwiglu) checkGateUp(x, weight);
+  else if (epilogue == kGroveBias) checkBias(x, weight, addend);
+  else checkResidual(x, weight, addend);
   const auto factors = kernelLora(t, lora, weight.size(0));
   if (!factors) return {};
   const int64_t n = epilogue == kGroveSwiglu ? weight.size(0) / 2 : weight.size(0);

@@ -130,6 +130,21 @@ gpuTest("gates so large that the short division of SiLU does not do for what the
   );
 });
 
+gpuTest("what does not fit is refused before a kernel reads it", () => {
+  scope(() =>
+    noGrad(() => {
+      const { x, weight, residual, bias, lora } = firstRows(draw(112, 512, 16, [0, 112]), 37);
+      const less = contiguous(slice(residual, 0, 0, 36));
+      expect(() => loraLinear(x, weight, null, less, ...lora)).toThrow(
+        /expected residual \[37, 112\], got \[36, 112\]/,
+      );
+      expect(() => loraLinearResidualHalves(x, weight, less, ...lora)).toThrow(/expected residual \[37, 112\]/);
+      const short = contiguous(slice(bias, 0, 0, 104));
+      expect(() => loraLinear(x, weight, short, null, ...lora)).toThrow(/expected bias \[112\], got \[104\]/);
+    }),
+  );
+});
+
 gpuTest("their gradients are those of the CPU in float32", () => {
   const spans = [0, 64, 128, 192];
   scope(() => {

@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 import { backward, enableGrad, noGrad } from "../../src/torch/autograd.ts";
 import { op } from "../../src/torch/dispatch.ts";
-import { clone, detach, randn } from "../../src/torch/ops.ts";
+import { clone, detach, randn, slice } from "../../src/torch/ops.ts";
 import { Generator } from "../../src/torch/random.ts";
 import { scope } from "../../src/torch/scope.ts";
 import type { Tensor } from "../../src/torch/tensor.ts";
@@ -101,6 +101,16 @@ test("what does not fit is refused with both sizes", () => {
     expect(() => loraLinear(x, weight, bias, residual, a, b, SPANS, 2)).toThrow("got both");
     expect(() => loraLinear(x, weight, bias, null, a, b, [1, 4, 3, 11], 2)).toThrow("ascend");
     expect(() => loraLinear(x, weight, bias, null, a, b, [1, 4, 6, 13], 2)).toThrow("size mismatch");
+    const [bigger, less] = [randn([T + 1, N]), slice(bias, 0, 0, N - 1)];
+    expect(() => loraLinear(x, weight, null, bigger, a, b, SPANS, 2)).toThrow(
+      /expected residual \[5, 12\], got \[6, 12\]/,
+    );
+    expect(() => loraLinearResidualHalves(x, weight, bigger, a, b, SPANS, 2)).toThrow(/expected residual \[5, 12\]/);
+    expect(() => loraLinear(x, weight, less, null, a, b, SPANS, 2)).toThrow(/expected bias \[12\], got \[11\]/);
+    expect(() => loraLinear(x, residual, null, null, a, b, SPANS, 2)).toThrow(/weight \[N, K\]|size mismatch/);
+    expect(() => loraLinearSwiglu(x, slice(weight, 0, 0, 11), a, b, SPANS, 2)).toThrow(
+      /even number of rows, got \[11, 7\]/,
+    );
     expect(() => loraSwigluDown(residual, residual, weight, a, b, SPANS, 2)).toThrow("gate_up [T, 2 I]");
   });
 });
