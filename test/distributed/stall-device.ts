@@ -10,12 +10,13 @@ import { add, ones } from "../../src/torch/ops.ts";
 import { ProgressWatch } from "../../src/torch/progress.ts";
 import { scope } from "../../src/torch/scope.ts";
 import type { Tensor } from "../../src/torch/tensor.ts";
+import { gpuOfRank } from "../torch/gpus.ts";
 
 const LIMIT_MS = 4000;
 
 const what = process.argv[2] as "hang" | "hang-beside" | "queue";
 const place = readPlace(process.env);
-const index = place?.localRank ?? 0;
+const index = gpuOfRank(place?.localRank ?? 0);
 setDevice(index);
 const device = `cuda:${index}` as const;
 const limits = { timeoutMs: 120_000, heartbeatMs: 30_000, stallMs: LIMIT_MS };

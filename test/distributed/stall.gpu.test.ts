@@ -2,7 +2,8 @@
 
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
-import { cudaAvailable, deviceCount } from "../../src/torch/cuda.ts";
+import { cudaAvailable } from "../../src/torch/cuda.ts";
+import { HAS_TWO_RANKS } from "../torch/gpus.ts";
 import { type RankResult, spawnRanks } from "./spawn-ranks.ts";
 
 const SCRIPT = fileURLToPath(new URL("stall-device.ts", import.meta.url));
@@ -24,7 +25,7 @@ test.skipIf(!cudaAvailable())("a queue that takes longer than the limit is worke
   expect(Number(alone.stdout)).toBeGreaterThan(1);
 });
 
-test.skipIf(deviceCount() < 2)(
+test.skipIf(!HAS_TWO_RANKS)(
   "of two GPUs the one whose kernel hangs is to blame, not the one that waits for it",
   async () => {
     const [other, victim] = (await spawnRanks(2, SCRIPT, ["hang"])) as [RankResult, RankResult];
@@ -34,7 +35,7 @@ test.skipIf(deviceCount() < 2)(
   },
 );
 
-test.skipIf(deviceCount() < 2)("a GPU that waits for a slow one goes on", async () => {
+test.skipIf(!HAS_TWO_RANKS)("a GPU that waits for a slow one goes on", async () => {
   const results = await spawnRanks(2, SCRIPT, ["queue"]);
   expect(results.map(({ status, stderr }) => ({ status, stderr }))).toEqual(Array(2).fill({ status: 0, stderr: "" }));
   for (const { stdout } of results) expect(Number(stdout)).toBeGreaterThan(1);

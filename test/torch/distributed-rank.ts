@@ -9,13 +9,14 @@ import { setDevice } from "../../src/torch/cuda.ts";
 import { ProcessGroup } from "../../src/torch/distributed.ts";
 import { slice } from "../../src/torch/ops.ts";
 import { type Device, type DType, fromArray, type Tensor } from "../../src/torch/tensor.ts";
+import { gpuOfRank } from "./gpus.ts";
 
 const { RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT } = process.env;
 const rank = Number(RANK);
 const world = Number(WORLD_SIZE);
 const onGpu = process.argv[3] === "cuda";
-const device: Device = onGpu ? `cuda:${rank}` : "cpu";
-if (onGpu) setDevice(rank);
+const device: Device = onGpu ? `cuda:${gpuOfRank(rank)}` : "cpu";
+if (onGpu) setDevice(gpuOfRank(rank));
 const join = (more: object = {}) =>
   new ProcessGroup({
     rank,

@@ -8,6 +8,7 @@ import { ALONE, joinRanks } from "../../src/distributed/ranks.ts";
 import { deviceCount, setDevice } from "../../src/torch/cuda.ts";
 import { trainGrpo } from "../../src/trainer/grpo.ts";
 import { trainSft } from "../../src/trainer/sft.ts";
+import { gpuOfRank } from "../torch/gpus.ts";
 
 export interface RankRun {
   stage: "grpo" | "sft";
@@ -18,7 +19,7 @@ export interface RankRun {
 const { stage, config, resume }: RankRun = JSON.parse(readFileSync(process.argv[2] as string, "utf8"));
 const place = readPlace(process.env);
 const nccl = config.device !== "cpu";
-if (place !== null && nccl) setDevice(place.localRank);
+if (place !== null && nccl) setDevice(gpuOfRank(place.localRank));
 const ranks = place === null ? ALONE : joinRanks(place, { nccl, timeoutMs: 300_000 });
 const own = place === null ? config : { ...configOfRank(config, place, deviceCount()), threads: 1 };
 const result = await (stage === "grpo" ? trainGrpo : trainSft)(own, { resume, ranks });

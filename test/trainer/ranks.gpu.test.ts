@@ -5,9 +5,9 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
-import { deviceCount } from "../../src/torch/cuda.ts";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { spawnRanks } from "../distributed/spawn-ranks.ts";
+import { HAS_TWO_RANKS } from "../torch/gpus.ts";
 import type { RankRun } from "./ranks-rank.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
@@ -33,7 +33,7 @@ const onGpus = (name: string, more: { [section: string]: object }): Config => {
 const column = ({ runDir }: Config, name: string) =>
   readMetrics(path.join(runDir, "metrics.jsonl")).map((line) => line[name] as number);
 
-test.skipIf(deviceCount() < 2)("SFT over 10 steps, and resumed by the other number, also sharded", async () => {
+test.skipIf(!HAS_TWO_RANKS)("SFT over 10 steps, and resumed by the other number, also sharded", async () => {
   const trainer = { questionsPerStep: 8, steps: 10, saveEvery: 5 };
   const losses: number[][] = [];
   for (const [name, ranks, distributed] of [
@@ -53,7 +53,7 @@ test.skipIf(deviceCount() < 2)("SFT over 10 steps, and resumed by the other numb
   }
 });
 
-test.skipIf(deviceCount() < 2)(
+test.skipIf(!HAS_TWO_RANKS)(
   "GRPO on two GPUs: the same first step, whatever is sharded, and steps after it",
   async () => {
     const trainer = { questionsPerStep: 6, steps: 4, saveEvery: 0 };
@@ -74,7 +74,7 @@ test.skipIf(deviceCount() < 2)(
   },
 );
 
-test.skipIf(deviceCount() < 2)(
+test.skipIf(!HAS_TWO_RANKS)(
   "two GPUs: a reference that moves says the same whether it is cut or not, also resumed",
   async () => {
     const optimizer = { learningRate: 1e-4, schedule: "constant" }; // stopped half-way, a run has the rates of one that was not

@@ -17,13 +17,14 @@ import { type Backward, WholeGradients } from "../../src/trainer/gradients.ts";
 import { ShardedGradients } from "../../src/trainer/sharded-gradients.ts";
 import { ShardedReference } from "../../src/trainer/sharded-reference.ts";
 import { randomGroup } from "../model/support.ts";
+import { gpuOfRank } from "../torch/gpus.ts";
 
 const onGpu = process.argv[2] === "cuda";
 const place = readPlace(process.env);
 if (place === null) throw new Error("no ranks around");
 const { rank, world } = place;
-if (onGpu) setDevice(rank);
-const device: Device = onGpu ? `cuda:${rank}` : "cpu";
+if (onGpu) setDevice(gpuOfRank(rank));
+const device: Device = onGpu ? `cuda:${gpuOfRank(rank)}` : "cpu";
 const dtype = onGpu ? "bfloat16" : "float32";
 const ranks = joinRanks(place, { nccl: onGpu, timeoutMs: 300_000 });
 
