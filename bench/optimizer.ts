@@ -1,6 +1,7 @@
 /**
  * One AdamW update of all weights of a model, its gradient norm included: milliseconds against the bytes it must move and the bandwidth of a copy
- * measured in the same run. Gradients are random; weights lie in tensors of their own, as in training.
+ * measured in the same run. Gradients are random; weights lie in tensors of their own, as in training. Beside it what an average of the policy takes
+ * that moves (trainer.referenceDecay), which reads two copies of the weights and writes one.
  *
  *   npm run bench -- optimizer --shape qwen2-vl-7b [--device cuda|cpu] [--dtype bfloat16|float32] [--moments float32,bfloat16,int8]
  *                              [--offload none|cpu] [--max-parameters 1e9] [--repeats 10] [--out file.json]
@@ -16,8 +17,9 @@ import { parameterSpecs } from "../src/model/qwen2vl/parameters.ts";
 import { memoryStats, resetPeakMemory, synchronize } from "../src/torch/cuda.ts";
 import { copy_, randn, zeros } from "../src/torch/ops.ts";
 import { keep, scope } from "../src/torch/scope.ts";
-import type { Device } from "../src/torch/tensor.ts";
+import type { Device, DType } from "../src/torch/tensor.ts";
 import { bytesPerParameter } from "../src/trainer/flat-layout.ts";
+import { moveReference } from "../src/trainer/moving-reference.ts";
 import { AdamW } from "../src/trainer/optimizer.ts";
 import { environment, type Spread, spread, writeResult } from "./lib/report.ts";
 import { shapeConfig } from "./lib/shapes.ts";
@@ -110,6 +112,20 @@ const results = values.moments.split(",").map((moments) => {
   return { moments, ms: update, normMs: norm, hostMs, bytes: onDevice, busBytes: overBus, shareOfCopy: share, peakGib };
 });
 
+const [average, policy] = [0, 1].map((): Parameter[] =>
+  specs.map(({ name, shape }) => {
+    return { name, parts: [], tensor: scope(() => keep(randn(shape, { dtype: values.dtype as DType, device }))) };
+  }),
+) as [Parameter[], Parameter[]];
+const move = timeMs(() => moveReference(average, policy, { decay: 0.995, seed: 1, step: 0 }));
+const moveBytes = count * 3 * (values.dtype === "bfloat16" ? 2 : 4);
+const moveShare = moveBytes / move.median / 1e9 / copyTbPerS;
+say(
+  `  average  ${move.median.toFixed(2)} ms, ${(moveBytes / 2 ** 30).toFixed(2)} GiB: ${(100 * moveShare).toFixed(1)} % of copying, ` +
+    `${(1 / moveShare).toFixed(2)} x its bytes`,
+);
+for (const { tensor } of [...average, ...policy]) tensor.free();
+
 /** Milliseconds until the host has enqueued an update, the device being idle. */
 function hostTimeMs(optimizer: AdamW): number {
   synchronize();
@@ -124,5 +140,6 @@ function hostTimeMs(optimizer: AdamW): number {
 if (values.out !== undefined) {
   const { shape, dtype, offload } = values;
   const head = { benchmark: "optimizer", ...environment(device), shape, dtype, offload, weights: count, copyTbPerS };
-  writeResult(values.out, { ...head, results });
+  const movingAverage = { ms: move, bytes: moveBytes, shareOfCopy: moveShare };
+  writeResult(values.out, { ...head, results, movingAverage });
 }

@@ -25,6 +25,16 @@ typedef int (*GroveAdamwLauncher)(const GroveSegment* segments, int count, const
                                   float* mScale, float* vScale, const float* norm, int64_t begin, int64_t end, const GroveAdamwStep* step,
                                   void* stream);
 
+// x += share (y - x), bfloat16 [count], elements `begin` on of a parameter; see native/moving_average.cc.
+typedef struct {
+  void* x;
+  const void* y;
+  int64_t begin, count;
+  float share;
+  uint32_t key0, key1, step;
+} GroveMovingAverage;
+typedef int (*GroveMovingAverageLauncher)(const GroveMovingAverage* arguments, void* stream);
+
 // norm = Euclidean norm of grad [n], float32 or bfloat16, aligned to 16 bytes. partial: double [what GroveGradNormScratch says], scratch. The same bits
 // in every run and on every device.
 typedef int (*GroveGradNormLauncher)(const void* grad, int isBfloat16, int64_t n, double* partial, float* norm, void* stream);

@@ -13,8 +13,7 @@ import type { Qwen2VL } from "../model/qwen2vl/model.ts";
 import { hash64 } from "../random.ts";
 import { noGrad } from "../torch/autograd.ts";
 import { op } from "../torch/dispatch.ts";
-import { add_, cast, clone, copy_, lerp_, mul, rand, reshape, slice, to, viewDtype } from "../torch/ops.ts";
-import { Generator as RandomGenerator } from "../torch/random.ts";
+import { clone, copy_, lerp_, reshape, slice, to } from "../torch/ops.ts";
 import { keep, scope } from "../torch/scope.ts";
 import type { Tensor } from "../torch/tensor.ts";
 import { openParts } from "./assemble.ts";
@@ -25,10 +24,8 @@ import type { Session } from "./session.ts";
 import type { OwnPart } from "./sharded-weights.ts";
 
 const FOLDER = "reference";
-/** Elements that are worked on at a time, so that float32 copies of a large matrix never exist. */
-const SLICE = 2 ** 24;
 
-const bitwiseAnd_ = op("aten::bitwise_and_.Scalar");
+const movingAverage_ = op("grove::moving_average_");
 
 /**
  * The reference of the checkpoint that a run goes on from, a part of the model after the other, whoever wrote it; they are the caller's. Null where
@@ -112,39 +109,8 @@ export function moveParts(
         const y = slice(reshape(targets.get(name) as Tensor, [-1]), 0, begin, end);
         if (decay === 0) copy_(x, y);
         else if (x.dtype !== "bfloat16") lerp_(x, y, 1 - decay);
-        else {
-          using generator = new RandomGenerator(hash64(seed, "reference", step, name)[0], x.device);
-          moveRounded(x, y, 1 - decay, { begin, numel: (targets.get(name) as Tensor).numel }, generator);
-        }
+        else movingAverage_(x, y, 1 - decay, ...hash64(seed, "reference", name), begin, step);
       }),
     );
-  }
-}
-
-/**
- * x += share * (y - x) for bfloat16 [N], rounded at random: elements from `begin` on of a parameter of `numel`. The draws are those of the whole
- * parameter, of which the part takes its own.
- */
-function moveRounded(
-  x: Tensor,
-  y: Tensor,
-  share: number,
-  { begin, numel }: { begin: number; numel: number },
-  generator: RandomGenerator,
-): void {
-  const end = begin + x.numel;
-  for (let first = 0; first < end; first += SLICE) {
-    scope(() => {
-      const drawn = Math.min(numel, first + SLICE) - first;
-      const draws = rand([drawn], { generator, device: x.device });
-      const [from, to] = [Math.max(begin, first), Math.min(end, first + drawn)];
-      if (from >= to) return; // another rank's
-      const part = (flat: Tensor) => slice(flat, 0, from - begin, to - begin);
-      const exact = lerp_(cast(part(x), "float32"), cast(part(y), "float32"), share);
-      // The lower 16 bits, which bfloat16 lacks, plus a number below 2^16 carry into the upper ones as often as they are near the next number.
-      const noise = cast(mul(slice(draws, 0, from - first, to - first), 2 ** 16), "int32");
-      bitwiseAnd_(add_(viewDtype(exact, "int32"), noise), -(2 ** 16));
-      copy_(part(x), exact);
-    });
   }
 }

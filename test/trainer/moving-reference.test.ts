@@ -7,6 +7,8 @@ import type { Config } from "../../src/config/schema.ts";
 import { sampleIndices } from "../../src/data/order.ts";
 import type { Parameter } from "../../src/model/parameter.ts";
 import { SafetensorsFile } from "../../src/model/safetensors.ts";
+import { hash64 } from "../../src/random.ts";
+import { philox4x32 } from "../../src/rollout/philox.ts";
 import { cast, clone, slice } from "../../src/torch/ops.ts";
 import { scope } from "../../src/torch/scope.ts";
 import { fromArray, type Tensor } from "../../src/torch/tensor.ts";
@@ -58,6 +60,45 @@ test("bfloat16: the average moves although each of its steps is far below the di
     const before = still.toNumbers();
     moveReference([parameter(still)], [parameter(clone(still))], { decay: 0.995, seed: 1, step: 0 });
     expect(still.toNumbers()).toEqual(before);
+  });
+});
+
+test("bfloat16: each weight goes to one of its two neighbours, by the word of its place", () => {
+  scope(() => {
+    const N = 1003;
+    const values = (factor: number) =>
+      cast(
+        fromArray(
+          Array.from({ length: N }, (_, i) => Math.sin(i * factor) * 2 ** ((i % 40) - 20)),
+          [N],
+        ),
+        "bfloat16",
+      );
+    for (const [decay, begin] of [
+      [0.995, 0],
+      [0.7, 5],
+      [0.25, 1],
+    ] as const) {
+      const [reference, policy] = [values(1), values(1.3)];
+      const [x, y] = [reference.toNumbers(), policy.toNumbers()];
+      const own = () => slice(reference, 0, begin, N);
+      moveParts([{ name: "w", begin, end: N, own }], [parameter(policy)], { decay, seed: 3, step: 8 });
+      const key = hash64(3, "reference", "w");
+      const expected = x.map((from, i) => {
+        if (i < begin) return from;
+        const share = Math.fround(1 - decay);
+        const way = Math.fround((y[i] as number) - from);
+        const exact =
+          share < 0.5
+            ? Math.fround(from + Math.fround(share * way))
+            : Math.fround((y[i] as number) - Math.fround(way * Math.fround(1 - share)));
+        const word = philox4x32([i >>> 2, 0, 8, 0], key)[i % 4] as number;
+        const bits = new Uint32Array(Float32Array.of(exact).buffer);
+        bits[0] = (((bits[0] as number) + (word & 0xffff)) & 0xffff0000) >>> 0;
+        return new Float32Array(bits.buffer)[0];
+      });
+      expect(reference.toNumbers()).toEqual(expected);
+    }
   });
 });
 
