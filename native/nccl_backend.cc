@@ -62,6 +62,14 @@ class NcclBackend : public Backend {
     group_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), place.rank, place.world, std::move(options));
   }
 
+  // As the group's own end, which would print that Python's destroy_process_group has not been called.
+  ~NcclBackend() override {
+    try {
+      group_->abort();
+    } catch (const std::exception&) {  // this rank leaves, whatever became of the others
+    }
+  }
+
   std::unique_ptr<Pending> start(Collective collective) override {
     // The first one, and the first of its kind, sets up connections, for which it waits for the others.
     const PeerWait waiting(collective.number);
