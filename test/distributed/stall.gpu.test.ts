@@ -3,7 +3,7 @@
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { cudaAvailable } from "../../src/torch/cuda.ts";
-import { HAS_TWO_RANKS } from "../torch/gpus.ts";
+import { hasGpusFor } from "../torch/gpus.ts";
 import { type RankResult, spawnRanks } from "./spawn-ranks.ts";
 
 const SCRIPT = fileURLToPath(new URL("stall-device.ts", import.meta.url));
@@ -25,7 +25,7 @@ test.skipIf(!cudaAvailable())("a queue that takes longer than the limit is worke
   expect(Number(alone.stdout)).toBeGreaterThan(1);
 });
 
-test.skipIf(!HAS_TWO_RANKS)(
+test.skipIf(!hasGpusFor(2))(
   "of two GPUs the one whose kernel hangs is to blame, not the one that waits for it",
   async () => {
     const [other, victim] = (await spawnRanks(2, SCRIPT, ["hang"])) as [RankResult, RankResult];
@@ -35,7 +35,7 @@ test.skipIf(!HAS_TWO_RANKS)(
   },
 );
 
-test.skipIf(!HAS_TWO_RANKS)("a GPU that waits for a slow one goes on", async () => {
+test.skipIf(!hasGpusFor(2))("a GPU that waits for a slow one goes on", async () => {
   const results = await spawnRanks(2, SCRIPT, ["queue"]);
   expect(results.map(({ status, stderr }) => ({ status, stderr }))).toEqual(Array(2).fill({ status: 0, stderr: "" }));
   for (const { stdout } of results) expect(Number(stdout)).toBeGreaterThan(1);

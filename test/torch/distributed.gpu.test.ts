@@ -4,11 +4,11 @@ import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { spawnRanks } from "../distributed/spawn-ranks.ts";
 import { expectResults } from "./distributed-check.ts";
-import { HAS_TWO_RANKS } from "./gpus.ts";
+import { hasGpusFor } from "./gpus.ts";
 
 const SCRIPT = fileURLToPath(new URL("distributed-rank.ts", import.meta.url));
 
-test.skipIf(!HAS_TWO_RANKS)("collectives of two GPUs", async () => {
+test.skipIf(!hasGpusFor(2))("collectives of two GPUs", async () => {
   const results = await spawnRanks(2, SCRIPT, ["results", "cuda"]);
   expectResults(
     results.map(({ status, stdout, stderr }) => {

@@ -1,6 +1,6 @@
 import { rmSync } from "node:fs";
 import { afterAll, beforeAll, test } from "vitest";
-import { gpuOfRank, HAS_TWO_RANKS } from "../torch/gpus.ts";
+import { gpuOfRank, hasGpusFor } from "../torch/gpus.ts";
 import { compareHundredSteps } from "./hundred-steps.ts";
 import { makeTinyWorld, type TinyWorld } from "./tiny-run.ts";
 
@@ -10,7 +10,7 @@ beforeAll(async () => {
 });
 afterAll(() => rmSync(world.folder, { recursive: true }));
 
-test.skipIf(!HAS_TWO_RANKS)(
+test.skipIf(!hasGpusFor(2))(
   "100 steps on two GPUs are those of one within bfloat16's rounding",
   async () => {
     await compareHundredSteps(world, { dtype: "bfloat16", devices: ["cuda:0", `cuda:${gpuOfRank(1)}`] });

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import type { Config } from "../../src/config/schema.ts";
 import { readMetrics } from "../../src/trainer/run-folder.ts";
 import { spawnRanks } from "../distributed/spawn-ranks.ts";
-import { HAS_TWO_RANKS } from "../torch/gpus.ts";
+import { hasGpusFor } from "../torch/gpus.ts";
 import type { RankRun } from "./ranks-rank.ts";
 import { makeTinyWorld, type TinyWorld, tinyConfig } from "./tiny-run.ts";
 
@@ -33,27 +33,32 @@ const onGpus = (name: string, more: { [section: string]: object }): Config => {
 const column = ({ runDir }: Config, name: string) =>
   readMetrics(path.join(runDir, "metrics.jsonl")).map((line) => line[name] as number);
 
-test.skipIf(!HAS_TWO_RANKS)("SFT over 10 steps, and resumed by the other number, also sharded", async () => {
+/** The losses of 10 steps by `ranks` ranks and of 2 more by `resumedBy`. */
+async function tunedBy(name: string, ranks: number, resumedBy: number, distributed: object): Promise<number[]> {
   const trainer = { questionsPerStep: 8, steps: 10, saveEvery: 5 };
-  const losses: number[][] = [];
-  for (const [name, ranks, distributed] of [
-    ["one", 1, {}],
-    ["two", 2, {}],
-    ["sharded", 2, BOTH],
-  ] as const) {
-    const config = onGpus(name, { trainer, optimizer: { learningRate: 1e-4 }, distributed });
-    await run(ranks, "sft", config);
-    await run(3 - ranks, "sft", { ...config, trainer: { ...config.trainer, steps: 12 } }, true);
-    losses.push(column(config, "loss/sft"));
-  }
-  const [one, ...others] = losses as [number[], ...number[][]];
-  for (const two of others) {
-    expect(two).toHaveLength(12);
-    for (const [i, loss] of one.entries()) expect((two[i] as number) / loss).toBeCloseTo(1, 2);
-  }
+  const config = onGpus(name, { trainer, optimizer: { learningRate: 1e-4 }, distributed });
+  await run(ranks, "sft", config);
+  await run(resumedBy, "sft", { ...config, trainer: { ...config.trainer, steps: 12 } }, true);
+  return column(config, "loss/sft");
+}
+
+function expectClose(losses: readonly number[], to: readonly number[]): void {
+  expect(losses).toHaveLength(to.length);
+  for (const [i, loss] of to.entries()) expect((losses[i] as number) / loss).toBeCloseTo(1, 2);
+}
+
+test.skipIf(!hasGpusFor(2))("SFT over 10 steps, and resumed by the other number, also sharded", async () => {
+  const one = await tunedBy("one", 1, 2, {});
+  expect(one).toHaveLength(12);
+  expectClose(await tunedBy("two", 2, 1, {}), one);
+  expectClose(await tunedBy("sharded", 2, 1, BOTH), one);
 });
 
-test.skipIf(!HAS_TWO_RANKS)(
+test.skipIf(!hasGpusFor(8))("SFT on eight GPUs, everything sharded, and resumed by two", async () => {
+  expectClose(await tunedBy("eight", 8, 2, BOTH), await tunedBy("alone", 1, 8, {}));
+});
+
+test.skipIf(!hasGpusFor(2))(
   "GRPO on two GPUs: the same first step, whatever is sharded, and steps after it",
   async () => {
     const trainer = { questionsPerStep: 6, steps: 4, saveEvery: 0 };
@@ -74,7 +79,7 @@ test.skipIf(!HAS_TWO_RANKS)(
   },
 );
 
-test.skipIf(!HAS_TWO_RANKS)(
+test.skipIf(!hasGpusFor(2))(
   "two GPUs: a reference that moves says the same whether it is cut or not, also resumed",
   async () => {
     const optimizer = { learningRate: 1e-4, schedule: "constant" }; // stopped half-way, a run has the rates of one that was not
