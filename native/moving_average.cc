@@ -10,6 +10,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "kernels.h"
 #include "moving_element.h"
 #include "runtime.h"
